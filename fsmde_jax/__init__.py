@@ -1,0 +1,1 @@
+"""Full-surround metric depth: distil a depth foundation model into a light JAX student."""
