@@ -1,0 +1,1 @@
+"""From raw recordings to batches: readers, LiDAR projection, the prepared dataset, Grain."""

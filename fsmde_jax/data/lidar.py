@@ -1,0 +1,49 @@
+"""LiDAR points to image pixels, by the rule that made DDAD's public ground truth."""
+
+import numpy as np
+from jaxtyping import Float, Int
+
+
+def project_points(
+    points_m: Float[np.ndarray, "p 3"],
+    world_from_lidar: Float[np.ndarray, "4 4"],
+    world_from_camera: Float[np.ndarray, "4 4"],
+    intrinsics: Float[np.ndarray, "3 3"],
+    size: tuple[int, int],
+) -> tuple[Int[np.ndarray, "q 2"], Float[np.ndarray, "q"]]:
+    """Pixels (column, row) that receive a point and their z-depth in metres, in row-major order.
+
+    The rule of TRI-ML's `dgp`: each sensor's pose at its own instant, z > 0, the pixel by
+    truncation, and the last point in the cloud's order wins a pixel, however far it is.
+    Truncation goes towards zero there (`astype(int)`), so a coordinate in (-1, 0) counts as
+    pixel 0; we follow, although `floor` would leave those points outside. `dgp` drops the
+    skew, which is 0 in DDAD; here it is used.
+
+    Args:
+        points_m: the cloud in the LiDAR's frame.
+        size: (height, width) of the image in the pixels of `intrinsics`.
+    """
+    in_camera_m = _inverse_transform(world_from_camera, _transform(world_from_lidar, points_m))
+    in_camera_m = in_camera_m[in_camera_m[:, 2] > 0]
+    depth_m = in_camera_m[:, 2]
+    with np.errstate(over="ignore"):  # points next to the camera's plane leave every image
+        xy = (in_camera_m @ intrinsics.T)[:, :2] / depth_m[:, None]
+    height, width = size
+    inside = ((xy > -1) & (xy < (width, height))).all(axis=1)
+    uv, depth_m = xy[inside].astype(np.int64), depth_m[inside]
+    pixels = uv[:, 1] * width + uv[:, 0]
+    _, from_the_end = np.unique(pixels[::-1], return_index=True)
+    winner = len(pixels) - 1 - from_the_end
+    return uv[winner], depth_m[winner]
+
+
+def _transform(
+    a_from_b: Float[np.ndarray, "4 4"], points_m: Float[np.ndarray, "p 3"]
+) -> Float[np.ndarray, "p 3"]:
+    return points_m @ a_from_b[:3, :3].T + a_from_b[:3, 3]
+
+
+def _inverse_transform(
+    a_from_b: Float[np.ndarray, "4 4"], points_m: Float[np.ndarray, "p 3"]
+) -> Float[np.ndarray, "p 3"]:
+    return (points_m - a_from_b[:3, 3]) @ a_from_b[:3, :3]
