@@ -1,0 +1,636 @@
+r"""Turns a raw recording into the prepared dataset, scene by scene, with several processes.
+
+    python -m fsmde_jax.prepare --dataset=ddad --source=RAW --data_dir=OUT
+
+Every finished scene is a shard with a report beside it in `<version>.incomplete/`; the same
+command continues where an interrupted one stopped. Only when all scenes and the metadata are
+there is the folder renamed to `<version>/`, so whatever has that name is whole. A worker holds
+one sample at a time.
+"""
+
+import concurrent.futures
+import contextlib
+import dataclasses
+import fcntl
+import functools
+import hashlib
+import importlib
+import json
+import multiprocessing
+import os
+import re
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+from absl import app, flags, logging
+from array_record.python import array_record_module
+from tensorflow_datasets.core import splits as tfds_splits
+from tqdm import tqdm
+
+from fsmde_jax.data import dgp, prepared
+
+DATASETS = ("ddad", "world")
+REPORTS_DIR = "scenes"
+_LISTED_SKIPS = 10
+
+Tick = Callable[[], None]
+
+
+class PrepareError(ValueError):
+    """The dataset cannot be made as asked; the text says why and what to do."""
+
+
+class _StoppedError(Exception):
+    """Another scene failed, so this worker gives up its own."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SceneTask:
+    """All that a worker needs to make one shard."""
+
+    dataset: str
+    options: tuple[tuple[str, Any], ...]  # of the builder's config
+    split: str
+    scene_id: str
+    scene_path: Path
+    scene_sha256: str | None  # None: the file is missing
+    num_samples: int  # 0 where the scene file is broken
+    on_error: str
+    shard_path: Path
+    report_path: Path
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """What a prepared dataset holds and what was left out."""
+
+    directory: Path
+    scenes: dict[str, int]  # by split; only those with samples
+    samples: dict[str, int]  # by split
+    points_per_image: dict[str, tuple[int, float, int]]  # by camera: min, median, max
+    images: dict[str, int]  # by camera
+    skipped: list[dict[str, str]]  # "what" and "why"
+    seconds: float
+    already_there: bool = False
+
+    def table(self) -> str:
+        """The summary as lines for a terminal."""
+        head = "already prepared" if self.already_there else "prepared"
+        lines = [f"{head}: {self.directory}"]
+        for split, samples in self.samples.items():
+            lines.append(f"  {split}: {self.scenes[split]} scenes, {samples} samples")
+        lines.append(
+            f"  {'camera':<12} {'images':>8} {'LiDAR points an image: min':>28} median max"
+        )
+        for camera, (fewest, median, most) in self.points_per_image.items():
+            images = self.images[camera]
+            lines.append(f"  {camera:<12} {images:>8}   {fewest}, {median:.0f}, {most}")
+        lines.append(f"  {len(self.skipped)} skipped, {self.seconds:.1f} s")
+        lines += [f"    {entry['what']}: {entry['why']}" for entry in self.skipped[:_LISTED_SKIPS]]
+        if len(self.skipped) > _LISTED_SKIPS:
+            more = len(self.skipped) - _LISTED_SKIPS
+            lines.append(f"    and {more} more, all in {self.directory / 'skipped.json'}")
+        return "\n".join(lines)
+
+
+def prepare(
+    dataset: str,
+    source: Path,
+    data_dir: Path,
+    image_size: tuple[int, int],
+    image_format: str = "jpeg",
+    dense_depth: bool = False,
+    on_error: str = "stop",
+    num_workers: int = 0,
+    splits: tuple[str, ...] = ("train", "val"),
+    config_name: str | None = None,
+) -> Summary:
+    """Makes `<data_dir>/<dataset>/<config_name>/<version>/`, or continues, or finds it made.
+
+    Raises `PrepareError` or `dgp.DgpError` naming the file at fault; then nothing that looks
+    whole is left.
+
+    Args:
+      source: the recording's folder, or its dataset JSON.
+      image_size: (height, width) of the stored images.
+      on_error: "stop" at the first bad file, or "skip" the sample or scene and count it.
+      num_workers: processes; 0 or 1 works in this one.
+      config_name: folder name, "<height>x<width>" with suffixes by default.
+    """
+    started = time.monotonic()
+    name = config_name or default_config_name(image_size, image_format, dense_depth)
+    _check_arguments(dataset, image_size, image_format, dense_depth, on_error, name)
+    dataset_json = _find_source(dataset, Path(source))
+    record = {
+        "dataset": dataset,
+        "source": str(Path(source).resolve()),
+        "dataset_json_sha256": _sha256(dataset_json),
+        "config_name": name,
+        "image_size": list(image_size),
+        "image_format": image_format,
+        "dense_depth": dense_depth,
+        "splits": list(splits),
+        "on_error": on_error,
+    }
+    options = {"name": name, "image_size": tuple(image_size), "image_format": image_format}
+    if dense_depth:
+        options["dense_depth"] = True
+    final = prepared.version_dir(data_dir, dataset, name)
+    incomplete = prepared.incomplete_dir(data_dir, dataset, name)
+    plan = functools.partial(_plan, dataset_json, record, tuple(options.items()))
+    if final.exists():
+        return _existing(final, record, plan(final))
+    tasks = plan(incomplete)
+    with _claimed(incomplete, record):
+        reports = _make_scenes(tasks, num_workers, f"{dataset} {name}")
+        builder = _builder(dataset, tuple(options.items()))
+        summary = _summarise(builder, final, reports, time.monotonic() - started)
+        _write_metadata(builder, incomplete, reports, summary, record)
+        os.rename(incomplete, final)
+    return summary
+
+
+def default_config_name(image_size: tuple[int, int], image_format: str, dense_depth: bool) -> str:
+    """For example "384x640", "96x160_png_dense"."""
+    parts = [f"{image_size[0]}x{image_size[1]}"]
+    return "_".join(parts + ["png"] * (image_format == "png") + ["dense"] * dense_depth)
+
+
+def _check_arguments(
+    dataset: str,
+    image_size: tuple[int, int],
+    image_format: str,
+    dense_depth: bool,
+    on_error: str,
+    name: str,
+) -> None:
+    if dataset not in DATASETS:
+        raise PrepareError(f"dataset {dataset!r} is unknown; use one of {', '.join(DATASETS)}")
+    if min(image_size) < 1:
+        raise PrepareError(f"image_size {image_size} must be positive (height, width)")
+    if image_format not in ("jpeg", "png"):
+        raise PrepareError(f"image_format {image_format!r} is unknown; use jpeg or png")
+    if on_error not in ("stop", "skip"):
+        raise PrepareError(f"on_error {on_error!r} is unknown; use stop or skip")
+    if dense_depth and dataset != "world":
+        raise PrepareError(f"dense_depth needs the dataset world; {dataset} has no dense truth")
+    if not re.fullmatch(r"\w[\w.-]*", name):
+        raise PrepareError(f"config_name {name!r} must be a plain folder name")
+
+
+def _find_source(dataset: str, source: Path) -> Path:
+    try:
+        return dgp.find_dataset_json(source)
+    except FileNotFoundError as error:
+        raise PrepareError(
+            f"There is no {dataset} recording in {source}: no JSON file with `scene_splits`. "
+            f"{prepared.raw_data_help(dataset)} Then run: "
+            f"python -m fsmde_jax.prepare --dataset={dataset} --source=RAW --data_dir=OUT"
+        ) from error
+
+
+@functools.lru_cache(maxsize=4)
+def _builder(dataset: str, options: tuple[tuple[str, Any], ...]) -> Any:
+    """The dataset's builder; imported by name, so that it is never defined in `__main__`."""
+    module = importlib.import_module(f"tfds_builders.{dataset}.{dataset}_dataset_builder")
+    config = type(module.Builder.DEFAULT_CONFIG)(**dict(options))
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)  # TFDS warns of every config that is not listed
+    try:
+        # Only its schema and `example` serve; the data directory is ours.
+        return module.Builder(config=config, data_dir=os.devnull)
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+def _plan(
+    dataset_json: Path,
+    record: dict[str, Any],
+    options: tuple[tuple[str, Any], ...],
+    directory: Path,
+) -> list[SceneTask]:
+    """One task a scene and split, each with the name of its shard."""
+    tasks = []
+    for split in record["splits"]:
+        scenes = dgp.scene_paths(dataset_json, split)
+        if not scenes:
+            raise PrepareError(f"{dataset_json}: split {split!r} lists no scenes")
+        for number, (scene_id, path) in enumerate(scenes.items()):
+            shard = f"{record['dataset']}-{split}.array_record-{number:05d}-of-{len(scenes):05d}"
+            tasks.append(
+                SceneTask(
+                    dataset=record["dataset"],
+                    options=options,
+                    split=split,
+                    scene_id=scene_id,
+                    scene_path=path,
+                    scene_sha256=_sha256(path) if path.is_file() else None,
+                    num_samples=_num_samples(path),
+                    on_error=record["on_error"],
+                    shard_path=directory / shard,
+                    report_path=directory / REPORTS_DIR / f"{split}-{number:05d}.done.json",
+                )
+            )
+    return tasks
+
+
+def _num_samples(scene_path: Path) -> int:
+    try:
+        return len(dgp.Scene(scene_path))
+    except dgp.DgpError:
+        return 0
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+# The scenes
+
+
+def _make_scenes(tasks: list[SceneTask], num_workers: int, title: str) -> list[dict[str, Any]]:
+    """Reports of all scenes in the order of `tasks`; finished ones are only read."""
+    reports = {task.report_path: _finished_report(task) for task in tasks}
+    todo = [task for task in tasks if reports[task.report_path] is None]
+    done = sum(task.num_samples for task in tasks if reports[task.report_path])
+    total = sum(task.num_samples for task in tasks)
+    with tqdm(total=total, initial=done, unit="sample", desc=title, smoothing=0.05) as bar:
+        run = _run_here if num_workers < 2 else functools.partial(_run_apart, num_workers)
+        finished = len(tasks) - len(todo)
+        for task, report in run(todo, bar.update):
+            reports[task.report_path] = report
+            finished += 1
+            bar.set_postfix(scenes=f"{finished}/{len(tasks)}")
+    return [reports[task.report_path] for task in tasks]
+
+
+def _finished_report(task: SceneTask) -> dict[str, Any] | None:
+    """The report of an earlier run, if it still holds for this one."""
+    if not task.report_path.is_file():
+        return None
+    report = json.loads(task.report_path.read_text())
+    holds = (
+        report["scene_id"] == task.scene_id
+        and report["scene_sha256"] == task.scene_sha256
+        and task.shard_path.is_file()
+        and task.shard_path.stat().st_size == report["shard_bytes"]
+        and not (task.on_error == "stop" and report["skipped"])
+    )
+    return report if holds else None
+
+
+def _run_here(
+    tasks: list[SceneTask], advance: Callable[[int], Any]
+) -> Iterator[tuple[SceneTask, dict[str, Any]]]:
+    for task in tasks:
+        yield task, write_scene(task, lambda: advance(1))
+
+
+def _run_apart(
+    num_workers: int, tasks: list[SceneTask], advance: Callable[[int], Any]
+) -> Iterator[tuple[SceneTask, dict[str, Any]]]:
+    """Scenes from worker processes as they come; the first failure stops all workers."""
+    context = multiprocessing.get_context("spawn")
+    stop, counter = context.Event(), context.Value("q", 0)
+    with concurrent.futures.ProcessPoolExecutor(
+        min(num_workers, max(len(tasks), 1)), context, _start_worker, (stop, counter)
+    ) as pool:
+        waiting = {pool.submit(_write_in_worker, task): task for task in tasks}
+        seen = 0
+        try:
+            while waiting:
+                done, _ = concurrent.futures.wait(
+                    waiting, timeout=0.5, return_when=concurrent.futures.FIRST_COMPLETED
+                )
+                advance(counter.value - seen)
+                seen = counter.value
+                for future in done:
+                    yield waiting.pop(future), future.result()
+        except BrokenProcessPool as error:
+            raise PrepareError(
+                "a worker process died (out of memory?); use fewer --num_workers and run the "
+                "same command again to continue"
+            ) from error
+        finally:
+            stop.set()
+            pool.shutdown(cancel_futures=True)
+
+
+_worker_signals: tuple[Any, Any] | None = None  # (stop event, sample counter) of this worker
+
+
+def _start_worker(stop: Any, counter: Any) -> None:
+    """Ctrl-C is the parent's business; a parent that dies takes the worker along."""
+    global _worker_signals
+    _worker_signals = stop, counter
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+
+
+def _write_in_worker(task: SceneTask) -> dict[str, Any]:
+    stop, counter = _worker_signals
+
+    def tick() -> None:
+        with counter.get_lock():
+            counter.value += 1
+        if stop.is_set():
+            raise _StoppedError
+
+    return write_scene(task, tick)
+
+
+def write_scene(task: SceneTask, tick: Tick) -> dict[str, Any]:
+    """Writes the scene's shard, then its report; neither is seen before it is whole."""
+    started = time.monotonic()
+    report = {
+        "scene_id": task.scene_id,
+        "split": task.split,
+        "scene_sha256": task.scene_sha256,
+        "samples": 0,
+        "record_bytes": 0,
+        "points": {},
+        "skipped": [],
+    }
+    builder = _builder(task.dataset, task.options)
+    with _replacing(task.shard_path) as temporary:
+        with _shard_writer(temporary) as write:
+            for example in _usable_examples(builder, task, report, tick):
+                record = builder.info.features.serialize_example(example)
+                write(record)
+                _count(report, example, len(record))
+        _check_shard(temporary, report["samples"])
+        report["shard_bytes"] = temporary.stat().st_size
+    report["seconds"] = round(time.monotonic() - started, 3)
+    with _replacing(task.report_path) as temporary:
+        temporary.write_text(json.dumps(report))
+    return report
+
+
+def _usable_examples(
+    builder: Any, task: SceneTask, report: dict[str, Any], tick: Tick
+) -> Iterator[dict[str, Any]]:
+    """The scene's examples, one held back until it is known whether the next one is usable.
+
+    A sample next to a skipped one, or at an end, has no neighbour (-1) on that side.
+    """
+    try:
+        scene = dgp.Scene(task.scene_path, task.scene_id)
+    except dgp.DgpError as error:
+        _skip(task, report, f"scene {task.scene_id} ({task.split})", error)
+        return
+    held = None
+    for index in range(len(scene)):
+        try:
+            example = builder.example(scene.sample(index))
+        except dgp.DgpError as error:
+            what = f"sample {task.scene_id}/{index:06d} ({task.split})"
+            _skip(task, report, what, error)
+            example = None
+        if example is not None and held is None:
+            example["previous_index"] = -1
+        if held is not None:
+            held["next_index"] = -1 if example is None else index
+            yield held
+        held = example
+        tick()
+    if held is not None:
+        held["next_index"] = -1
+        yield held
+
+
+def _skip(task: SceneTask, report: dict[str, Any], what: str, error: dgp.DgpError) -> None:
+    if task.on_error == "stop":
+        raise error
+    report["skipped"].append({"what": what, "why": str(error)})
+
+
+def _count(report: dict[str, Any], example: dict[str, Any], record_bytes: int) -> None:
+    report["samples"] += 1
+    report["record_bytes"] += record_bytes
+    for name, points in zip(example["camera_names"], example["lidar_counts"], strict=True):
+        report["points"].setdefault(name, []).append(int(points))
+
+
+@contextlib.contextmanager
+def _shard_writer(path: Path) -> Iterator[Callable[[bytes], None]]:
+    """Writes records; array_record reports a full disk as a bare RuntimeError, mostly on close."""
+    try:
+        with contextlib.closing(
+            array_record_module.ArrayRecordWriter(str(path), "group_size:1")
+        ) as writer:
+            yield writer.write
+    except RuntimeError as error:
+        raise OSError(f"{path} cannot be written: {error}") from error
+
+
+def _check_shard(path: Path, num_samples: int) -> None:
+    """A full disk can leave a shard that opens but holds less than was written."""
+    reader = array_record_module.ArrayRecordReader(str(path))
+    found = reader.num_records()
+    reader.close()
+    if found != num_samples:
+        raise OSError(f"{path} holds {found} records of {num_samples} written: is the disk full?")
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A temporary file that becomes `path` if all goes well and is removed otherwise."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+# The folder
+
+
+@contextlib.contextmanager
+def _claimed(incomplete: Path, record: dict[str, Any]) -> Iterator[None]:
+    """The incomplete folder for this process alone, begun now or by an equal command before."""
+    incomplete.mkdir(parents=True, exist_ok=True)
+    with (incomplete / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise PrepareError(f"another process is preparing {incomplete}") from None
+        record_path = incomplete / prepared.RECORD_FILE
+        if record_path.is_file() and any(incomplete.glob(f"{REPORTS_DIR}/*.done.json")):
+            _refuse_other(incomplete, json.loads(record_path.read_text()), record)
+        with _replacing(record_path) as temporary:
+            temporary.write_text(json.dumps(record, indent=1))
+        for leftover in incomplete.rglob("*.tmp"):
+            leftover.unlink()
+        yield
+
+
+def _refuse_other(directory: Path, there: dict[str, Any], asked: dict[str, Any]) -> None:
+    """Raises where a folder was made with another source or configuration."""
+    differ = [key for key in asked if key != "on_error" and there.get(key) != asked[key]]
+    if differ:
+        there_text = ", ".join(f"{key}={there.get(key)}" for key in differ)
+        asked_text = ", ".join(f"{key}={asked[key]}" for key in differ)
+        raise PrepareError(
+            f"{directory} was made with {there_text}; now asked: {asked_text}. Remove that "
+            "folder, or choose another --config_name or --data_dir"
+        )
+
+
+def _existing(final: Path, record: dict[str, Any], tasks: list[SceneTask]) -> Summary:
+    """The summary of a finished dataset, provided it came from these very scene files."""
+    record_path = final / prepared.RECORD_FILE
+    if not record_path.is_file():
+        raise PrepareError(f"{final} exists but was not made by fsmde_jax.prepare; remove it")
+    there = json.loads(record_path.read_text())
+    _refuse_other(final, there, record)
+    reports = [json.loads(task.report_path.read_text()) for task in tasks]
+    for task, report in zip(tasks, reports, strict=True):
+        if report["scene_sha256"] != task.scene_sha256:
+            raise PrepareError(
+                f"{final} was made from another version of {task.scene_path}: remove that "
+                "folder, or choose another --config_name or --data_dir"
+            )
+    builder = _builder(tasks[0].dataset, tasks[0].options)
+    summary = _summarise(builder, final, reports, there["seconds"])
+    return dataclasses.replace(summary, already_there=True)
+
+
+def _summarise(builder: Any, final: Path, reports: list[dict[str, Any]], seconds: float) -> Summary:
+    """Adds up the reports; an empty split is an error."""
+    points: dict[str, list[int]] = {}
+    scenes: dict[str, int] = {}
+    samples: dict[str, int] = {}
+    for report in reports:
+        split = report["split"]
+        scenes[split] = scenes.get(split, 0) + (report["samples"] > 0)
+        samples[split] = samples.get(split, 0) + report["samples"]
+        for camera, counts in report["points"].items():
+            points.setdefault(camera, []).extend(counts)
+    skipped = [entry for report in reports for entry in report["skipped"]]
+    for split, count in samples.items():
+        if not count:
+            raise PrepareError(
+                f"every sample of split {split!r} was skipped, first: {skipped[0]['why']}"
+            )
+    cameras = sorted(points, key=builder.rank)
+    return Summary(
+        directory=final,
+        scenes=scenes,
+        samples=samples,
+        points_per_image={
+            name: (min(points[name]), float(np.median(points[name])), max(points[name]))
+            for name in cameras
+        },
+        images={name: len(points[name]) for name in cameras},
+        skipped=skipped,
+        seconds=seconds,
+    )
+
+
+def _write_metadata(
+    builder: Any,
+    incomplete: Path,
+    reports: list[dict[str, Any]],
+    summary: Summary,
+    record: dict[str, Any],
+) -> None:
+    """TFDS's own files, the rig, the skipped samples, and the record of how it was made."""
+    template = tfds.core.ShardedFileTemplate(
+        data_dir=incomplete, dataset_name=record["dataset"], filetype_suffix="array_record"
+    )
+    split_infos = []
+    for split in record["splits"]:
+        of_split = [report for report in reports if report["split"] == split]
+        split_infos.append(
+            tfds.core.SplitInfo(
+                name=split,
+                shard_lengths=[report["samples"] for report in of_split],
+                num_bytes=sum(report["record_bytes"] for report in of_split),
+                filename_template=template.replace(split=split),
+            )
+        )
+    builder.info.set_file_format("array_record", override=True)
+    builder.info.set_splits(tfds_splits.SplitDict(split_infos))
+    builder.info.write_to_directory(incomplete)
+    rig = {
+        "dataset": record["dataset"],
+        "config_name": record["config_name"],
+        "cameras": list(summary.points_per_image),
+        "prepared_size": record["image_size"],
+        "splits": summary.samples,
+        "points_per_image": summary.points_per_image,
+        "max_points_per_image": max(most for _, _, most in summary.points_per_image.values()),
+    }
+    record = {**record, "seconds": round(summary.seconds, 1)}
+    contents = {
+        prepared.RIG_FILE: rig,
+        "skipped.json": summary.skipped,
+        prepared.RECORD_FILE: record,
+    }
+    for name, content in contents.items():
+        with _replacing(incomplete / name) as temporary:
+            temporary.write_text(json.dumps(content, indent=1))
+    (incomplete / "lock").unlink()
+
+
+# The command
+
+
+def _define_flags() -> None:
+    flags.DEFINE_enum("dataset", None, DATASETS, "Which kind of recording.", required=True)
+    flags.DEFINE_string("source", None, "The raw recording's folder.", required=True)
+    flags.DEFINE_string("data_dir", None, "Where prepared datasets go.", required=True)
+    flags.DEFINE_string("image_size", "384x640", "Height x width of the stored images.")
+    flags.DEFINE_enum("image_format", "jpeg", ("jpeg", "png"), "JPEG has quality 95.")
+    flags.DEFINE_bool("dense_depth", False, "Store dense truth, too (world only).")
+    flags.DEFINE_enum("on_error", "stop", ("stop", "skip"), "What a bad file leads to.")
+    flags.DEFINE_integer("num_workers", os.cpu_count(), "Processes; 0 or 1: this one.")
+    flags.DEFINE_list("splits", ["train", "val"], "Of train, val, test.")
+    flags.DEFINE_string("config_name", None, "Folder name, made from the options by default.")
+
+
+def main(argv: list[str]) -> int:
+    """Prepares as the flags say; 1 on bad input, 130 on Ctrl-C."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected argument {argv[1]!r}; options start with --")
+    values = flags.FLAGS
+    if not re.fullmatch(r"\d+x\d+", values.image_size):
+        raise app.UsageError(f"--image_size={values.image_size} is not like 384x640")
+    height, width = map(int, values.image_size.split("x"))
+    try:
+        summary = prepare(
+            dataset=values.dataset,
+            source=Path(values.source),
+            data_dir=Path(values.data_dir),
+            image_size=(height, width),
+            image_format=values.image_format,
+            dense_depth=values.dense_depth,
+            on_error=values.on_error,
+            num_workers=values.num_workers,
+            splits=tuple(values.splits),
+            config_name=values.config_name,
+        )
+    except (PrepareError, dgp.DgpError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted; run the same command again to continue", file=sys.stderr)
+        return 130
+    print(summary.table())
+    return 0
+
+
+if __name__ == "__main__":
+    _define_flags()
+    app.run(main)

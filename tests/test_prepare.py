@@ -1,0 +1,595 @@
+import io
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import dgp_fixture
+import numpy as np
+import pytest
+from dgp_fixture import BREAKS, HEIGHT, NUM_SAMPLES, WIDTH
+from PIL import Image
+
+from fsmde_jax import prepare as prepare_module
+from fsmde_jax import rig
+from fsmde_jax.data import dgp, lidar, prepared
+from fsmde_jax.prepare import PrepareError, prepare
+
+SIZE = (15, 24)
+NATIVE = (HEIGHT, WIDTH)
+RING = list(dgp_fixture.RING_YAW_DEG)
+REPOSITORY = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def raw(tmp_path):
+    return dgp_fixture.write_recording(tmp_path / "raw")
+
+
+@pytest.fixture
+def out(tmp_path):
+    return tmp_path / "out"
+
+
+def run(raw, out, **options):
+    return prepare(
+        **{"dataset": "ddad", "source": raw, "data_dir": out, "image_size": SIZE} | options
+    )
+
+
+def split_of(out, split="train", config_name="15x24", dataset="ddad"):
+    return prepared.open_split(out, dataset, config_name, split)
+
+
+def looks_whole(out):
+    return [path for path in out.rglob(prepared.VERSION) if path.is_dir()]
+
+
+def direct_samples(raw, split):
+    for scene_id, path in dgp.scene_paths(raw / "tiny.json", split).items():
+        scene = dgp.Scene(path, scene_id)
+        yield from map(scene.sample, range(len(scene)))
+
+
+def assert_same_samples(left, right):
+    assert len(left) == len(right)
+    for a, b in zip(left, right, strict=True):
+        assert a.keys() == b.keys()
+        for key in a:
+            np.testing.assert_array_equal(a[key], b[key], err_msg=key)
+
+
+# What is stored
+
+
+def test_stored_samples_equal_direct_reading(raw, out):
+    summary = run(raw, out, image_size=NATIVE, image_format="png")
+    assert summary.scenes == {"train": 2, "val": 1}
+    assert summary.samples == {"train": 2 * NUM_SAMPLES, "val": NUM_SAMPLES}
+    for split in ("train", "val"):
+        source = split_of(out, split, f"{HEIGHT}x{WIDTH}_png")
+        for stored, sample in zip(source, direct_samples(raw, split), strict=True):
+            check_stored(stored, sample)
+
+
+def check_stored(stored, sample):
+    cameras = {camera.name: camera for camera in sample.cameras}
+    assert stored["camera_names"] == RING
+    assert stored["scene_id"] == sample.scene_id and stored["index"] == sample.index
+    assert stored["sample_id"] == f"{sample.scene_id}/{sample.index:06d}"
+    assert stored["previous_index"] == sample.index - 1
+    assert stored["next_index"] == (sample.index + 1 if sample.index + 1 < NUM_SAMPLES else -1)
+    ends = np.cumsum(stored["lidar_counts"])
+    assert ends[-1] == len(stored["lidar_uv"]) == len(stored["lidar_depth_m"])
+    points_m = dgp.read_points(sample.lidar)
+    for i, name in enumerate(RING):
+        camera = cameras[name]
+        uv, depth_m = lidar.project_points(
+            points_m,
+            sample.lidar.world_from_lidar,
+            camera.world_from_camera,
+            camera.intrinsics,
+            camera.size,
+        )
+        here = slice(ends[i] - stored["lidar_counts"][i], ends[i])
+        assert len(uv) > 10
+        np.testing.assert_array_equal(stored["lidar_uv"][here], uv)
+        np.testing.assert_array_equal(stored["lidar_depth_m"][here], depth_m.astype(np.float32))
+        np.testing.assert_array_equal(stored["images"][i], np.asarray(dgp.read_image(camera)))
+        np.testing.assert_array_equal(stored["native_intrinsics"][i], camera.intrinsics)
+        np.testing.assert_array_equal(stored["world_from_camera"][i], camera.world_from_camera)
+        np.testing.assert_array_equal(stored["vehicle_from_camera"][i], camera.vehicle_from_camera)
+        assert tuple(stored["native_sizes"][i]) == camera.size
+
+
+def test_images_are_resized_with_their_intrinsics(raw, out):
+    run(raw, out, image_size=(15, 16))
+    (stored, *_) = split_of(out, "train", "15x16")
+    assert stored["images"].shape == (6, 15, 16, 3) and stored["images"].dtype == np.uint8
+    assert stored["intrinsics"].dtype == np.float64
+    expected = rig.scale_intrinsics(stored["native_intrinsics"], NATIVE, (15, 16))
+    np.testing.assert_array_equal(stored["intrinsics"], expected)
+    np.testing.assert_allclose(stored["intrinsics"][0, 0, 0], 25.0 * 16 / 48)
+    np.testing.assert_allclose(stored["intrinsics"][0, 1, 2], 15.2 * 15 / 30)
+
+
+def test_shrinking_averages_instead_of_aliasing(raw, out):
+    """Stripes of one native pixel become grey."""
+    stripes = np.zeros((*NATIVE, 3), np.uint8)
+    stripes[:, ::2] = 255
+    Image.fromarray(stripes).save(raw / "000000/rgb/CAMERA_01/2000.png")
+    run(raw, out, image_size=(10, 12), image_format="png")
+    (stored, *_) = split_of(out, "train", "10x12_png")
+    assert abs(stored["images"][0][:, 2:-2].astype(float) - 127.5).max() < 15
+
+
+def test_the_number_of_cameras_may_vary(raw, out):
+    def drop_two(scene):
+        for sample in scene["samples"][:2]:
+            sample["datum_keys"] = [
+                key for key in sample["datum_keys"] if key[:9] not in ("CAMERA_05", "CAMERA_09")
+            ]
+
+    dgp_fixture._edit(dgp_fixture.scene_json(raw, "000000"), drop_two)
+    summary = run(raw, out)
+    assert list(summary.points_per_image) == RING
+    assert summary.images["CAMERA_05"] == 7 and summary.images["CAMERA_01"] == 9
+    source = split_of(out)
+    assert source[0]["camera_names"] == ["CAMERA_01", "CAMERA_07", "CAMERA_08", "CAMERA_06"]
+    assert source[0]["images"].shape[0] == source[0]["lidar_counts"].shape[0] == 4
+    assert source[2]["camera_names"] == source.rig["cameras"] == RING
+
+
+def test_one_camera_works(tmp_path, out):
+    run(dgp_fixture.write_recording(tmp_path / "one", ("CAMERA_09",)), out)
+    sample = split_of(out)[3]
+    assert sample["images"].shape == (1, *SIZE, 3) and sample["world_from_camera"].shape == (
+        1,
+        4,
+        4,
+    )
+
+
+def test_several_processes_write_the_same(raw, out):
+    run(raw, out)
+    run(raw, out / "b", num_workers=2)
+    for split in ("train", "val"):
+        assert_same_samples(split_of(out, split), split_of(out / "b", split))
+
+
+def test_dense_truth_of_the_world_by_nearest_pixel(raw, out):
+    rng = np.random.default_rng(0)
+    dense = rng.uniform(1, 90, NATIVE).astype(np.float16)
+    dense[:5] = np.inf
+    for image in raw.glob("*/rgb/*/*"):
+        folder = image.parents[2] / "depth" / image.parent.name
+        folder.mkdir(parents=True, exist_ok=True)
+        np.savez(folder / f"{image.stem}.npz", data=dense)
+    run(raw, out, dataset="world", dense_depth=True, config_name="pretrain_15x24")
+    sample = split_of(out, "val", "pretrain_15x24", "world")[0]
+    assert sample["dense_depth_m"].shape == (6, *SIZE)
+    expected = np.where(np.isfinite(dense), dense, 0)[1::2, 1::2]
+    np.testing.assert_array_equal(sample["dense_depth_m"][4], expected)
+    run(raw, out, dataset="world")
+    assert "dense_depth_m" not in split_of(out, "val", dataset="world")[0]
+    np.savez(folder / f"{image.stem}.npz", data=dense[:4])
+    with pytest.raises(dgp.DgpError, match=r"depth/.*npz: `data` is \(4, 48\)"):
+        run(raw, out / "b", dataset="world", dense_depth=True)
+
+
+def test_tfds_builds_the_same_samples_its_own_way(raw, out):
+    from tfds_builders.ddad import ddad_dataset_builder as ddad
+
+    run(raw, out)
+    (raw / "notes.json").unlink()
+    config = ddad.RigConfig(name="15x24", image_size=SIZE)
+    builder = ddad.Builder(config=config, data_dir=out / "tfds")
+    assert builder.name == "ddad"
+    config = ddad.tfds.download.DownloadConfig(manual_dir=raw)
+    builder.download_and_prepare(file_format="array_record", download_config=config)
+    found = {
+        sample["sample_id"].decode(): sample["lidar_uv"]
+        for sample in builder.as_data_source("train")
+    }
+    for stored in split_of(out):
+        np.testing.assert_array_equal(found.pop(stored["sample_id"]), stored["lidar_uv"])
+    assert not found
+
+
+def test_real_sample(shared_dir, out):
+    summary = run(shared_dir / "real" / "dgp", out, image_size=(96, 160))
+    assert summary.samples == {"train": 3, "val": 3}
+    assert list(summary.points_per_image) == ["CAMERA_01", "CAMERA_05", "CAMERA_06"]
+    sample = split_of(out, "val", "96x160")[2]
+    assert sample["native_sizes"].tolist() == [[1216, 1936]] * 3
+    assert sample["images"].std() > 20
+    assert (sample["lidar_counts"] > 4000).all()
+
+
+# Reading
+
+
+def test_a_split_is_random_access_and_travels_to_workers(raw, out):
+    run(raw, out)
+    source = split_of(out)
+    again = pickle.loads(pickle.dumps(source))
+    assert len(again) == 6 and again.directory == source.directory
+    assert_same_samples([again[4]], [source[np.int64(4)]])
+    for index in (-1, 6):
+        with pytest.raises(IndexError):
+            source[index]
+
+
+def test_what_is_missing_is_said_with_the_next_command(raw, out):
+    with pytest.raises(prepared.PreparedDataError) as caught:
+        split_of(out)
+    for word in ("ddad_train_val", "257 GB", "CC BY-NC-SA 4.0", "--source=RAW", "--config_name"):
+        assert word in str(caught.value)
+    with pytest.raises(prepared.PreparedDataError, match=r"demo\.py"):
+        split_of(out, dataset="world")
+    run(raw, out)
+    with pytest.raises(prepared.PreparedDataError, match=r"no split 'test'; it has train, val"):
+        split_of(out, "test")
+
+
+# Bad input
+
+
+@pytest.mark.parametrize("name", BREAKS)
+def test_bad_input_stops_with_nothing_that_looks_whole(raw, out, name):
+    path = BREAKS[name].apply(raw)
+    with pytest.raises(dgp.DgpError) as caught:
+        run(raw, out)
+    assert caught.value.path == path
+    assert not looks_whole(out) and not list(out.rglob("*.tmp"))
+
+
+@pytest.mark.parametrize("name", BREAKS)
+def test_bad_input_is_skipped_and_counted(raw, out, name):
+    fault = BREAKS[name]
+    path = fault.apply(raw)
+    summary = run(raw, out, on_error="skip")
+    kept = 2 * NUM_SAMPLES - fault.lost_samples
+    assert summary.samples == {"train": kept, "val": NUM_SAMPLES}
+    assert len(summary.skipped) == fault.skipped_entries
+    for entry in summary.skipped:
+        assert "00000" in entry["what"] and str(path) in entry["why"] and fault.says in entry["why"]
+    assert f"{fault.skipped_entries} skipped" in summary.table() and str(path) in summary.table()
+    assert json.loads((summary.directory / "skipped.json").read_text()) == summary.skipped
+    source = split_of(out)
+    assert len(source) == len(list(source)) == kept
+    assert all(sample["camera_names"] == RING for sample in source)
+
+
+def test_neighbours_of_a_skipped_sample_are_not_linked(raw, out):
+    BREAKS["cloud missing"].apply(raw)
+    run(raw, out, on_error="skip")
+    links = [(s["index"], s["previous_index"], s["next_index"]) for s in split_of(out)]
+    assert links == [(0, -1, -1), (2, -1, -1), (0, -1, 1), (1, 0, 2), (2, 1, -1)]
+
+
+def test_long_lists_of_skipped_samples_are_cut_in_the_table(out):
+    summary = prepare_module.Summary(
+        out,
+        {"train": 1},
+        {"train": 1},
+        {},
+        {},
+        [{"what": f"w{i}", "why": "y"} for i in range(25)],
+        1.0,
+    )
+    table = summary.table()
+    assert "w9" in table and "w10" not in table and "15 more" in table and "25 skipped" in table
+
+
+def test_a_split_without_a_usable_sample_is_an_error(raw, out):
+    (raw / "000002/scene_abc.json").unlink()
+    with pytest.raises(PrepareError, match=r"every sample of split 'val' was skipped.*scene_abc"):
+        run(raw, out, on_error="skip")
+    assert not looks_whole(out)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"dataset": "kitti"}, "ddad, world"),
+        ({"image_format": "bmp"}, "jpeg or png"),
+        ({"on_error": "pray"}, "stop or skip"),
+        ({"dense_depth": True}, "no dense truth"),
+        ({"image_size": (0, 4)}, "positive"),
+        ({"config_name": "../up"}, "plain folder name"),
+        ({"splits": ("train", "test")}, "no split 'test'"),
+    ],
+)
+def test_wrong_options_are_refused(raw, out, options, says):
+    with pytest.raises(ValueError, match=says):
+        run(raw, out, **options)
+    assert not looks_whole(out)
+
+
+def test_missing_source_says_what_to_download(tmp_path, out):
+    with pytest.raises(PrepareError) as caught:
+        run(tmp_path / "nothing", out)
+    for word in (
+        "nothing",
+        "ddad_train_val",
+        "257 GB",
+        "CC BY-NC-SA 4.0",
+        "ddad.json",
+        "--source=RAW",
+    ):
+        assert word in str(caught.value)
+    assert not out.exists()
+
+
+# Interruption
+
+
+def identity(path):
+    status = path.stat()
+    return status.st_ino, status.st_mtime_ns
+
+
+def interrupt_after(monkeypatch, num_scenes):
+    write_scene, made = prepare_module.write_scene, []
+
+    def stop_later(task, tick):
+        if len(made) == num_scenes:
+            raise KeyboardInterrupt
+        made.append(task.scene_id)
+        return write_scene(task, tick)
+
+    monkeypatch.setattr(prepare_module, "write_scene", stop_later)
+    return made
+
+
+def test_an_interrupted_run_continues_without_redoing_scenes(raw, out, monkeypatch):
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 1)
+        with pytest.raises(KeyboardInterrupt):
+            run(raw, out)
+    assert not looks_whole(out)
+    with pytest.raises(prepared.PreparedDataError, match="interrupted") as caught:
+        split_of(out)
+    assert f"--source={raw} " in str(caught.value) and "--image_size=15x24" in str(caught.value)
+    (shard,) = out.rglob("*array_record*")
+    before = identity(shard)
+    made = interrupt_after(monkeypatch, 9)
+    summary = run(raw, out)
+    assert made == ["000001", "000002"]
+    assert summary.samples == {"train": 6, "val": 3}
+    assert identity(summary.directory / shard.name) == before
+    assert_same_samples(list(split_of(out)), fresh(raw, out))
+    assert not list(out.rglob("*.tmp")) and not list(out.rglob("*incomplete"))
+
+
+def fresh(raw, out):
+    run(raw, out / "fresh")
+    return list(split_of(out / "fresh"))
+
+
+@pytest.mark.parametrize("damage", ["shard cut", "shard gone", "scene changed"])
+def test_a_finished_scene_that_no_longer_holds_is_redone(raw, out, monkeypatch, damage):
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 2)
+        with pytest.raises(KeyboardInterrupt):
+            run(raw, out)
+    shard = next(out.rglob("*train.array_record-00000*"))
+    if damage == "shard cut":
+        shard.write_bytes(shard.read_bytes()[:1000])
+    elif damage == "shard gone":
+        shard.unlink()
+    else:
+        dgp_fixture._edit(dgp_fixture.scene_json(raw, "000000"), lambda s: s["samples"].pop())
+    made = interrupt_after(monkeypatch, 9)
+    run(raw, out)
+    assert made == ["000000", "000002"]
+    assert_same_samples(list(split_of(out)), fresh(raw, out))
+
+
+def test_what_was_skipped_is_tried_again_under_stop(raw, out, monkeypatch):
+    path = BREAKS["png truncated"].apply(raw)
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 2)
+        with pytest.raises(KeyboardInterrupt):
+            run(raw, out, on_error="skip")
+    with pytest.raises(dgp.DgpError) as caught:
+        run(raw, out)
+    assert caught.value.path == path
+
+
+def test_leftovers_of_another_configuration_or_source_are_refused(raw, out, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 1)
+        with pytest.raises(KeyboardInterrupt):
+            run(raw, out, config_name="mine")
+    with pytest.raises(PrepareError, match=r"image_size=\[15, 24\].*image_size=\[30, 48\]"):
+        run(raw, out, config_name="mine", image_size=NATIVE)
+    other = dgp_fixture.write_recording(tmp_path / "other", seed=1)
+    with pytest.raises(PrepareError) as caught:
+        run(other, out, config_name="mine")
+    assert str(raw) in str(caught.value) and str(other) in str(caught.value)
+
+
+def test_a_run_that_finished_no_scene_stands_in_nobodys_way(raw, out):
+    fault = BREAKS["image missing"]
+    fault.apply(raw)
+    with pytest.raises(dgp.DgpError):
+        run(raw, out, config_name="mine")
+    summary = run(raw, out, config_name="mine", image_size=NATIVE, on_error="skip")
+    assert summary.samples["train"] == 5
+
+
+def test_a_finished_dataset_is_left_alone_if_it_is_the_same(raw, out, tmp_path):
+    first = run(raw, out)
+    files = {path: identity(path) for path in first.directory.rglob("*")}
+    again = run(raw, out)
+    assert again.already_there and "already prepared" in again.table()
+    assert again.samples == first.samples and again.points_per_image == first.points_per_image
+    assert {path: identity(path) for path in first.directory.rglob("*")} == files
+    with pytest.raises(PrepareError, match=r"splits=\['train', 'val'\].*splits=\['val'\]"):
+        run(raw, out, splits=("val",))
+    dgp_fixture._edit(dgp_fixture.scene_json(raw, "000001"), lambda s: s["samples"].pop())
+    with pytest.raises(PrepareError, match=r"another version of .*000001"):
+        run(raw, out)
+    (first.directory / "prepare.json").unlink()
+    with pytest.raises(PrepareError, match=r"not made by fsmde_jax\.prepare"):
+        run(raw, out)
+
+
+def test_two_processes_do_not_work_on_one_folder(raw, out, monkeypatch):
+    write_scene, refused = prepare_module.write_scene, []
+
+    def run_another(task, tick):
+        if not refused:
+            refused.append(None)
+            with pytest.raises(PrepareError, match="another process"):
+                run(raw, out)
+        return write_scene(task, tick)
+
+    monkeypatch.setattr(prepare_module, "write_scene", run_another)
+    assert run(raw, out).samples["train"] == 6
+
+
+# The command
+
+
+def command(raw, out, *more, limit=""):
+    """The prepare command in a process of its own."""
+    python = [sys.executable, "-m", "fsmde_jax.prepare", "--dataset=ddad", f"--source={raw}"]
+    python += [f"--data_dir={out}", "--image_size=15x24", *more]
+    line = ["bash", "-c", f'{limit} exec "$@"', "bash", *python]
+    return subprocess.Popen(line, cwd=REPOSITORY, stdout=-1, stderr=-1, text=True)
+
+
+def hold_up(raw, scene_id="000001"):
+    """Replaces an image by a pipe without a writer: whoever reads it waits."""
+    path = raw / scene_id / "rgb/CAMERA_09/2001.jpg"
+    content = path.read_bytes()
+    path.unlink()
+    os.mkfifo(path)
+
+    def restore():
+        path.unlink()
+        path.write_bytes(content)
+
+    return restore
+
+
+def wait_for(condition, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)
+
+
+def children(pid):
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def is_running(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] not in "ZX"
+    except FileNotFoundError:
+        return False
+
+
+def test_the_command_prints_a_summary_and_needs_no_tensorflow(raw, out):
+    done = command(raw, out, "--num_workers=2")
+    stdout, stderr = done.communicate(timeout=100)
+    assert done.returncode == 0, stderr
+    for word in ("train: 2 scenes, 6 samples", "CAMERA_08", "0 skipped", "15x24/1.0.0"):
+        assert word in stdout
+    assert "9/9" in stderr and "sample/s" in stderr
+    check = (
+        "import sys; from pathlib import Path; from fsmde_jax import prepare;"
+        "from fsmde_jax.data import prepared;"
+        f"raw, out = Path({str(raw)!r}), Path({str(out)!r});"
+        "prepare.prepare('ddad', raw, out / 'b', (15, 24));"
+        "len(prepared.open_split(out, 'ddad', '15x24', 'val')[0]);"
+        "print({'tensorflow', 'torch', 'cv2', 'jax'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", check], cwd=REPOSITORY, capture_output=True)
+    assert done.stdout.decode().strip() == "set()", done.stderr
+
+
+def test_the_command_names_the_bad_file_in_one_line(raw, out):
+    path = BREAKS["jpeg truncated"].apply(raw)
+    done = command(raw, out, "--num_workers=2")
+    _, stderr = done.communicate(timeout=100)
+    assert done.returncode == 1
+    (line,) = [line for line in stderr.splitlines() if "error:" in line]
+    assert str(path) in line and "truncated" in line and "Traceback" not in stderr
+    assert not looks_whole(out)
+
+
+def test_kill_9_leaves_no_workers_and_the_same_command_continues(raw, out):
+    restore = hold_up(raw)
+    process = command(raw, out, "--num_workers=2")
+    wait_for(lambda: len(list(out.rglob("*.done.json"))) == 2)
+    workers = children(process.pid)
+    assert len(workers) >= 2
+    process.kill()
+    process.communicate()
+    wait_for(lambda: not any(map(is_running, workers)))
+    assert not looks_whole(out)
+    restore()
+    before = {path.name: identity(path) for path in out.rglob("*.array_record-*-of-0000?")}
+    assert len(before) == 2
+    summary = run(raw, out)
+    for name, expected in before.items():
+        assert identity(summary.directory / name) == expected
+    assert summary.samples == {"train": 6, "val": 3}
+    assert not list(out.rglob("*.tmp"))
+
+
+def test_a_worker_that_dies_is_reported(raw, out):
+    hold_up(raw)
+    process = command(raw, out, "--num_workers=2")
+    wait_for(lambda: len(list(out.rglob("*.done.json"))) == 2)
+    for worker in children(process.pid):
+        if "spawn_main" in Path(f"/proc/{worker}/cmdline").read_text():
+            os.kill(worker, signal.SIGKILL)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "error: a worker process died" in stderr and "Traceback" not in stderr
+    assert not looks_whole(out)
+
+
+def test_ctrl_c_ends_cleanly(raw, out):
+    hold_up(raw)
+    process = command(raw, out, "--num_workers=0")
+    wait_for(lambda: list(out.rglob("*.done.json")))
+    timer = threading.Timer(0.3, process.send_signal, [signal.SIGINT])
+    timer.start()
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "run the same command again" in stderr and "Traceback" not in stderr
+    assert not looks_whole(out) and not list(out.rglob("*.tmp"))
+
+
+def test_a_full_disk_is_reported(raw, out):
+    """A limit on the size of files stands for a full disk."""
+    process = command(raw, out, "--num_workers=0", limit="trap '' XFSZ; ulimit -f 50;")
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "cannot be written" in stderr and "Traceback" not in stderr
+    assert not looks_whole(out)
+
+
+def test_jpeg_keeps_what_matters(raw, out):
+    """Quality 95: a smooth image comes back within a few grey levels."""
+    rows, columns = np.mgrid[:HEIGHT, :WIDTH]
+    smooth = np.stack([rows * 6, columns * 4, 120 + 0 * rows], axis=-1).astype(np.uint8)
+    Image.fromarray(smooth).save(raw / "000000/rgb/CAMERA_01/2000.png")
+    run(raw, out, image_size=NATIVE)
+    (stored, *_) = split_of(out, "train", f"{HEIGHT}x{WIDTH}")
+    assert np.abs(stored["images"][0].astype(int) - smooth).mean() < 2
+    buffer = io.BytesIO()
+    Image.fromarray(smooth).save(buffer, "jpeg", quality=95)
+    np.testing.assert_array_equal(stored["images"][0], np.asarray(Image.open(buffer)))

@@ -1,0 +1,1 @@
+"""Dataset builders, one folder a dataset, after TFDS's conventions."""

@@ -1,0 +1,1 @@
+"""DDAD: surround images, calibration and LiDAR."""

@@ -1,0 +1,1 @@
+"""The miniature world, in DDAD's layout."""
