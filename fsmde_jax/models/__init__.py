@@ -1,0 +1,1 @@
+"""Networks: ViT and DPT teachers, ResNet students, the binning head, weight loading."""

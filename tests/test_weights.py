@@ -1,0 +1,231 @@
+"""Loading of foreign weights: what fits is used whole, what does not is named, all at once."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from safetensors.numpy import save_file
+
+from fsmde_jax.models import resnet
+from fsmde_jax.models.dpt import DPT, DPTConfig
+from fsmde_jax.models.weights import (
+    DPT_TABLE,
+    RESNET_TABLE,
+    WeightsError,
+    load_dpt,
+    load_resnet,
+    load_state_dict_into,
+)
+
+CONFIG = {
+    "model_type": "dpt",
+    "hidden_size": 12,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 2,
+    "intermediate_size": 20,
+    "image_size": 16,
+    "patch_size": 8,
+    "backbone_out_indices": [0, 1, 2, 3],
+    "neck_hidden_sizes": [4, 5, 6, 7],
+    "fusion_hidden_size": 8,
+}
+
+
+def foreign_shapes() -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the tensors in a transformers checkpoint with CONFIG."""
+    layers = {
+        "dpt.embeddings.patch_embeddings.projection": (12, 3, 8, 8),
+        "head.head.0": (4, 8, 3, 3),
+        "head.head.2": (32, 4, 3, 3),
+        "head.head.4": (1, 32, 1, 1),
+    }
+    norms = ["dpt.layernorm"]
+    for i in range(4):
+        block = f"dpt.encoder.layer.{i}"
+        layers |= {f"{block}.attention.attention.{n}": (12, 12) for n in ("query", "key", "value")}
+        layers[f"{block}.attention.output.dense"] = (12, 12)
+        layers[f"{block}.intermediate.dense"] = (20, 12)
+        layers[f"{block}.output.dense"] = (12, 20)
+        norms += [f"{block}.layernorm_before", f"{block}.layernorm_after"]
+        layers[f"neck.reassemble_stage.readout_projects.{i}.0"] = (12, 24)
+        layers[f"neck.reassemble_stage.layers.{i}.projection"] = (4 + i, 12, 1, 1)
+        fusion = f"neck.fusion_stage.layers.{i}"
+        layers[f"{fusion}.projection"] = (8, 8, 1, 1)
+        for unit in (1, 2):
+            for conv in (1, 2):
+                layers[f"{fusion}.residual_layer{unit}.convolution{conv}"] = (8, 8, 3, 3)
+    for i, (c, k) in {0: (4, 4), 1: (5, 2), 3: (7, 3)}.items():
+        layers[f"neck.reassemble_stage.layers.{i}.resize"] = (c, c, k, k)
+    shapes = {f"{name}.weight": shape for name, shape in layers.items()}
+    shapes |= {f"{name}.bias": (shape[0],) for name, shape in layers.items()}
+    shapes |= {f"{name}.{kind}": (12,) for name in norms for kind in ("weight", "bias")}
+    shapes |= {f"neck.convs.{i}.weight": (8, 4 + i, 3, 3) for i in range(4)}
+    shapes["dpt.embeddings.cls_token"] = (1, 1, 12)
+    shapes["dpt.embeddings.position_embeddings"] = (1, 5, 12)
+    return shapes
+
+
+@pytest.fixture
+def tensors() -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    return {k: rng.normal(size=s).astype(np.float32) for k, s in foreign_shapes().items()}
+
+
+@pytest.fixture
+def folder(tmp_path, tensors):
+    save_file(tensors, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    return tmp_path
+
+
+def tiny_dpt() -> DPT:
+    return DPT(DPTConfig.from_hf(CONFIG), rngs=nnx.Rngs(0))
+
+
+def test_names_and_shapes_are_those_of_transformers():
+    torch = pytest.importorskip("torch")
+    import transformers
+
+    with torch.device("meta"):
+        model = transformers.DPTForDepthEstimation(transformers.DPTConfig(**CONFIG))
+    assert {k: tuple(v.shape) for k, v in model.state_dict().items()} == foreign_shapes()
+
+
+@pytest.mark.parametrize("form", ["folder", "file", "text"])
+def test_folder_and_file_load(form, folder, tensors):
+    source = {"folder": folder, "file": folder / "model.safetensors", "text": str(folder)}[form]
+    config, state = load_dpt(source)
+    assert config == DPTConfig.from_hf(CONFIG)
+    model = tiny_dpt()
+    load_state_dict_into(model, tensors, DPT_TABLE)
+    jax.tree.map(np.testing.assert_array_equal, state, nnx.state(model, nnx.Param))
+    kernel = model.backbone.blocks[1].mlp_in.kernel[...]
+    np.testing.assert_array_equal(
+        kernel, tensors["dpt.encoder.layer.1.intermediate.dense.weight"].T
+    )
+
+
+def test_loaded_state_runs_in_a_model(folder):
+    config, state = load_dpt(folder)
+    model = nnx.eval_shape(lambda: DPT(config, rngs=nnx.Rngs(0)))
+    graph, _ = nnx.split(model)
+    out = jax.jit(lambda s, x: nnx.merge(graph, s)(x))(state, jnp.ones((1, 16, 32, 3)))
+    assert out.inverse_depth.shape == (1, 32, 64)  # factors 4, 2, 1, 0.5 over patches of 8
+
+
+def test_half_precision_and_pretraining_pooler_are_accepted(folder, tensors):
+    tensors = {key: tensor.astype(np.float16) for key, tensor in tensors.items()}
+    tensors["dpt.pooler.dense.weight"] = np.zeros((12, 12), np.float16)
+    tensors["dpt.pooler.dense.bias"] = np.zeros(12, np.float16)
+    save_file(tensors, folder / "model.safetensors")
+    _, state = load_dpt(folder)
+    assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(state))
+
+
+def test_idle_unit_of_first_fusion_layer_may_be_absent(tensors):
+    idle = [key for key in tensors if key.startswith("neck.fusion_stage.layers.0.residual_layer1")]
+    assert len(idle) == 4
+    for key in idle:
+        del tensors[key]
+    load_state_dict_into(tiny_dpt(), tensors, DPT_TABLE)
+
+
+def test_all_violations_are_listed_together(tensors):
+    del tensors["dpt.encoder.layer.3.attention.attention.key.bias"]
+    tensors["dpt.encoder.layer.9.output.dense.bias"] = np.zeros(12, np.float32)
+    tensors["head.head.7.weight"] = np.zeros(3, np.float32)
+    tensors["head.head.0.weight"] = tensors["head.head.0.weight"].transpose(1, 0, 2, 3)
+    tensors["dpt.layernorm.weight"] = np.zeros((12, 1), np.float32)
+    model = tiny_dpt()
+    before = jax.tree.map(np.asarray, nnx.state(model))
+    with pytest.raises(WeightsError) as error:
+        load_state_dict_into(model, tensors, DPT_TABLE, "some file")
+    text = str(error.value)
+    assert text.startswith("some file does not fit the model, 5 faults:")
+    for part in (
+        "backbone.blocks.3.attention.key.bias: no key fills it",
+        "dpt.encoder.layer.9.output.dense.bias: the model has no parameter backbone.blocks.9",
+        "head.head.7.weight: matches 0 patterns",
+        "head.head.0.weight: shape (8, 4, 3, 3) becomes (3, 3, 4, 8), but depth_head.conv1.kernel",
+        "dpt.layernorm.weight: shape (12, 1)",
+    ):
+        assert part in text
+    jax.tree.map(np.testing.assert_array_equal, before, nnx.state(model))
+
+
+def test_every_single_missing_key_is_noticed(tensors):
+    model = tiny_dpt()
+    for key in tensors:
+        if "layers.0.residual_layer1" not in key:
+            rest = {k: v for k, v in tensors.items() if k != key}
+            with pytest.raises(WeightsError, match="1 faults"):
+                load_state_dict_into(model, rest, DPT_TABLE)
+
+
+def test_doubled_key_is_noticed():
+    model = nnx.eval_shape(lambda: resnet.resnet_tiny(rngs=nnx.Rngs(0)))
+    twice = {
+        f"{p}embedder.embedder.convolution.weight": np.zeros((16, 3, 7, 7), np.float32)
+        for p in ("", "resnet.")
+    }
+    with pytest.raises(WeightsError, match=r"stem\.conv\.kernel: filled 2 times, by"):
+        load_state_dict_into(model, twice, RESNET_TABLE)
+
+
+def test_resnet_classifier_checkpoint_loads(tmp_path):
+    pytest.importorskip("torch")
+    import torch_reference
+    import transformers
+
+    config = transformers.ResNetConfig(
+        embedding_size=16, hidden_sizes=[16, 32, 64, 128], depths=[1, 1, 1, 1], layer_type="basic"
+    )
+    torch_model = torch_reference.randomise(transformers.ResNetForImageClassification(config), 0)
+    tensors = torch_reference.state_dict(torch_model)
+    save_file(tensors, tmp_path / "model.safetensors")
+    model = resnet.resnet_tiny(rngs=nnx.Rngs(0))
+    load_resnet(tmp_path, model)
+    mean = tensors["resnet.encoder.stages.1.layers.0.shortcut.normalization.running_mean"]
+    np.testing.assert_array_equal(model.stages[1][0].shortcut.norm.mean[...], mean)
+
+
+def test_truncated_file_is_named(folder):
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(WeightsError, match=r"model\.safetensors: cannot be read.*truncated"):
+        load_dpt(folder)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "config.json"),
+        ("{", "config.json"),
+        ('{"model_type": "glpn"}', "config.json.*'glpn', supported: 'dpt'"),
+        ("[]", "config.json"),
+    ],
+)
+def test_bad_config_is_named(folder, text, message):
+    (folder / "config.json").unlink()
+    if text is not None:
+        (folder / "config.json").write_text(text)
+    with pytest.raises(WeightsError, match=message):
+        load_dpt(folder)
+
+
+def test_absent_sources_are_named(tmp_path, monkeypatch):
+    (tmp_path / "pytorch_model.bin").write_bytes(b"")
+    with pytest.raises(WeightsError, match=r"model\.safetensors: missing; convert"):
+        load_dpt(tmp_path)
+    with pytest.raises(WeightsError, match="no such file or folder"):
+        load_dpt(tmp_path / "nowhere" / "at all")
+
+    def offline(repo, **kwargs):
+        raise FileNotFoundError("no route to the hub")
+
+    monkeypatch.setattr("fsmde_jax.models.weights.snapshot_download", offline)
+    with pytest.raises(WeightsError, match=r"Intel/dpt-large: neither.*no route.*HF_HUB_OFFLINE"):
+        load_dpt("Intel/dpt-large")
