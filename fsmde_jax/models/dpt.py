@@ -77,7 +77,7 @@ class DPTConfig(ViTConfig):
 
     @classmethod
     def dpt_tiny(cls) -> "DPTConfig":
-        """A small one for the demo and tests: 96x160 input, features at half of it."""
+        """A small one for the demo and tests: 96x160 input, features at a quarter of it."""
         return cls(
             image_size=(96, 160),
             patch_size=8,
@@ -86,10 +86,10 @@ class DPTConfig(ViTConfig):
             num_heads=4,
             intermediate_size=384,
             layer_norm_eps=1e-6,
-            backbone_out_indices=(0, 1, 2, 3),
-            neck_hidden_sizes=(32, 48, 64, 96),
-            reassemble_factors=(2.0, 1.0, 0.5, 0.25),
-            fusion_hidden_size=32,
+            backbone_out_indices=(1, 2, 3),
+            neck_hidden_sizes=(48, 64, 96),
+            reassemble_factors=(1.0, 0.5, 0.25),
+            fusion_hidden_size=48,
         )
 
     @classmethod

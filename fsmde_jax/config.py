@@ -1,0 +1,183 @@
+"""Every key a run understands, with its default; a key that is not here is refused.
+
+Files in `configs/` start from `default_config()`, which is locked: a misspelt key is an error
+there and on the command line.
+"""
+
+import ml_collections
+from ml_collections import ConfigDict
+
+DDAD_CAMERAS = ("CAMERA_01", "CAMERA_05", "CAMERA_07", "CAMERA_09", "CAMERA_08", "CAMERA_06")
+
+
+def default_config() -> ConfigDict:
+    """The configuration of a student's training run, locked against unknown keys."""
+    config = ConfigDict()
+    config.name = "default"
+    # What is trained: "student", "teacher_head" (the binning head on a frozen foundation model)
+    # or "foundation" (a small relative-depth model on dense truth of the miniature world).
+    config.task = "student"
+    config.seed = 0
+    config.data = _data()
+    config.world = _world()
+    config.student = _student()
+    config.bins = _bins()
+    config.teacher = _teacher()
+    config.objective = _objective()
+    config.optimizer = _optimizer()
+    config.train = _train()
+    config.evaluation = _evaluation()
+    # Devices along `data` hold different samples; along `fsdp` they also share the teacher's
+    # parameters. -1: all that are left.
+    config.mesh = ConfigDict({"data": -1, "fsdp": 1})
+    config.lock()
+    return config
+
+
+def _data() -> ConfigDict:
+    data = ConfigDict()
+    data.dataset = "ddad"  # a folder of tfds_builders/
+    data.data_dir = "data"  # prepared datasets lie in <data_dir>/<dataset>/<config_name>/
+    data.config_name = "384x640"
+    data.train_split = "train"
+    data.eval_split = "val"
+    data.cameras = DDAD_CAMERAS  # the rig, in ring order; a dataset with others is refused
+    data.batch_size = 8  # samples (rings of images) over all devices
+    data.eval_batch_size = 8
+    data.min_depth_m = 0.1
+    data.max_depth_m = 200.0
+    data.points_per_image = 8192  # LiDAR points drawn at random for training; evaluation uses all
+    data.num_threads = 8
+    data.num_workers = 0  # processes; 0 reads with threads of this process
+    data.flip_probability = 0.5
+    data.jitter = 0.2  # strength of brightness, contrast and saturation changes; 0 is none
+    data.jitter_per_camera = False  # False: the rig shares one draw
+    return data
+
+
+def _world() -> ConfigDict:
+    """The miniature world, made when `data.dataset` is "world" and not prepared yet."""
+    world = ConfigDict()
+    world.seed = 0
+    world.train_scenes = 32
+    world.val_scenes = 8
+    world.samples_per_scene = 6
+    world.sample_stride = 10
+    world.height = 200
+    world.width = 320
+    world.varied_rigs = False
+    world.image_size = (96, 160)
+    world.dense_depth = False
+    return world
+
+
+def _student() -> ConfigDict:
+    # size: "tiny", "resnet18", "resnet34" (fsmde_jax/models/student.py).
+    # encoder_weights: a hub id or folder of a transformers ResNet; "" starts from scratch.
+    return ConfigDict({"size": "resnet18", "encoder_weights": "", "canonical_focal_px": 715.0873})
+
+
+def _bins() -> ConfigDict:
+    """The binning head; teacher and student share its design and number of bins."""
+    # centers_of: "image" or "rig"; centers_kind: "widths" or "unbounded".
+    return ConfigDict({"num_bins": 64, "centers_of": "image", "centers_kind": "widths"})
+
+
+def _teacher() -> ConfigDict:
+    teacher = ConfigDict()
+    teacher.size = "dpt_large"  # a named constructor of fsmde_jax/models/dpt.py
+    # Foundation weights: a hub id, a folder with config.json and model.safetensors, or the
+    # folder of a "foundation" run. "random" is for tests and --dry_run.
+    teacher.weights = "Intel/dpt-large"
+    teacher.head_weights = ""  # for binning "head": the folder of a "teacher_head" run
+    teacher.binning = "head"  # how bin probabilities come about: "head" or "soft"
+    # "soft": nearest and farthest bin in normalised inverse depth, and the softness.
+    teacher.soft_range = (4.0, -2.0)
+    teacher.soft_temperature = 0.2
+    # Runs made before this one, each a whole config; their folders become weights (foundation)
+    # and head_weights (head).
+    teacher.stages = ConfigDict({"foundation": None, "head": None}, convert_dict=False)
+    teacher.dtype = "float32"
+    return teacher
+
+
+def _objective() -> ConfigDict:
+    """Weights of the terms, and what shapes them."""
+    objective = ConfigDict()
+    objective.silog = 1.0  # SILog of the student's depth on LiDAR
+    objective.silog_variance_focus = 0.85
+    objective.ckd_divergence = 0.1  # KL(teacher || student) of bin probabilities
+    objective.ckd_crossing = 0.5  # SILog of teacher probabilities on student centers
+    objective.ckd_temperature = 1.0
+    objective.vrkd = 0.1  # similarity of adjacent cameras
+    objective.vrkd_form = "kl"  # or "squared"
+    objective.vrkd_temperature = 0.1
+    objective.vrkd_grid = (6, 10)  # tokens a camera: rows, columns
+    # Only for task "foundation": weight of the multi-scale gradient term.
+    objective.foundation_gradient = 0.5
+    return objective
+
+
+def _optimizer() -> ConfigDict:
+    optimizer = ConfigDict()
+    optimizer.learning_rate = 3e-4
+    optimizer.warmup_fraction = 0.05  # linear from 0; then cosine to final_fraction of the peak
+    optimizer.final_fraction = 0.01
+    optimizer.weight_decay = 0.01  # on kernels only
+    optimizer.clip_norm = 1.0
+    optimizer.ema_decay = (
+        0.0  # 0: no moving average; evaluation uses the average where there is one
+    )
+    return optimizer
+
+
+def _train() -> ConfigDict:
+    # checkpoint_every also bounds what a killed run repeats; 0 evaluates only at the end.
+    return ConfigDict(
+        {
+            "steps": 30_000,
+            "log_every": 50,
+            "checkpoint_every": 1_000,
+            "keep_checkpoints": 2,
+            "eval_every": 5_000,
+            "dtype": "float32",
+        }
+    )
+
+
+def _evaluation() -> ConfigDict:
+    evaluation = ConfigDict()
+    evaluation.protocol = "surrounddepth"
+    evaluation.references = True  # also measure the trivial predictor and the teacher
+    evaluation.pictures = 3  # rings drawn into report/
+    evaluation.picture_max_depth_m = 80.0  # end of the one fixed colour range
+    return evaluation
+
+
+def validate(config: ml_collections.ConfigDict) -> None:
+    """Refuses combinations that would fail or mislead later; names the keys."""
+    teacher, bins, data = config.teacher, config.bins, config.data
+    if config.task not in ("student", "teacher_head", "foundation"):
+        raise ValueError(
+            f"config.task is {config.task!r}; use 'student', 'teacher_head' or 'foundation'"
+        )
+    if teacher.binning not in ("head", "soft"):
+        raise ValueError(f"config.teacher.binning is {teacher.binning!r}; use 'head' or 'soft'")
+    if config.task == "student" and teacher.binning == "soft" and bins.centers_of == "rig":
+        raise ValueError(
+            "config.bins.centers_of='rig' needs config.teacher.binning='head': soft bins are "
+            "normalised per image, so one set of centers cannot serve all cameras"
+        )
+    if not 0 < data.min_depth_m < data.max_depth_m:
+        raise ValueError(
+            f"config.data.min_depth_m={data.min_depth_m} must be positive and below "
+            f"config.data.max_depth_m={data.max_depth_m}"
+        )
+    if config.evaluation.protocol != "surrounddepth":
+        raise ValueError(
+            f"config.evaluation.protocol is {config.evaluation.protocol!r}; "
+            "the only protocol is 'surrounddepth'"
+        )
+    for key in ("steps", "log_every", "checkpoint_every"):
+        if config.train[key] < 1:
+            raise ValueError(f"config.train.{key} is {config.train[key]}; it must be at least 1")

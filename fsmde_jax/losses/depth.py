@@ -1,0 +1,75 @@
+"""Losses on depth: SILog on LiDAR, and MiDaS's affine-invariant loss on dense inverse depth."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from fsmde_jax.metrics import masked_median, sample_bilinear
+
+
+def sample_at_lidar(
+    depth_m: Float[Array, "b n h w"], lidar_xy: Float[Array, "b n p 2"], size: tuple[int, int]
+) -> Float[Array, "b n p"]:
+    """Bilinear samples of each camera's map at its LiDAR points (pixels of an image of `size`)."""
+    per_camera = jax.vmap(lambda depth_map, xy: sample_bilinear(depth_map, xy, size))
+    return jax.vmap(per_camera)(depth_m, lidar_xy)
+
+
+def silog(
+    depth_m: Float[Array, "*s"],
+    truth_m: Float[Array, "*s"],
+    valid: Bool[Array, "*s"],
+    variance_focus: float = 0.85,
+) -> Float[Array, ""]:
+    """Scale-invariant log error (Eigen et al., arXiv 1406.2283; square root as in BTS).
+
+    sqrt(mean(e^2) - variance_focus * mean(e)^2), e = log depth - log truth over `valid`.
+    """
+    log_error = jnp.log(jnp.where(valid, depth_m, 1.0)) - jnp.log(jnp.where(valid, truth_m, 1.0))
+    count = jnp.maximum(jnp.sum(valid), 1)
+    mean = jnp.sum(log_error) / count
+    mean_of_squares = jnp.sum(log_error**2) / count
+    # The floor keeps the square root's slope finite when everything fits.
+    return jnp.sqrt(jnp.maximum(mean_of_squares - variance_focus * mean**2, 1e-6))
+
+
+def normalise_affine(values: Float[Array, "h w"], valid: Bool[Array, "h w"]) -> Float[Array, "h w"]:
+    """Shift to median 0 and scale to mean absolute deviation 1 over `valid`."""
+    shift = masked_median(values.ravel(), valid.ravel())
+    count = jnp.maximum(jnp.sum(valid), 1)
+    scale = jnp.sum(jnp.where(valid, jnp.abs(values - shift), 0.0)) / count
+    return (values - shift) / jnp.maximum(scale, 1e-4)
+
+
+def affine_invariant_loss(
+    inverse_depth: Float[Array, "b h w"],
+    truth_inverse_depth: Float[Array, "b h w"],
+    valid: Bool[Array, "b h w"],
+    gradient_weight: float = 0.5,
+    num_scales: int = 4,
+) -> Float[Array, ""]:
+    """MiDaS's loss (arXiv 1907.01341): aligned absolute error and multi-scale gradient matching.
+
+    Prediction and truth are each normalised per image by median and mean absolute deviation,
+    so neither scale nor shift of the prediction matters.
+    """
+    normalise = jax.vmap(normalise_affine)
+    residual = normalise(inverse_depth, valid) - normalise(truth_inverse_depth, valid)
+    residual = jnp.where(valid, residual, 0.0)
+    loss = jnp.sum(jnp.abs(residual)) / jnp.maximum(jnp.sum(valid), 1)
+    for scale in range(num_scales):
+        step = 2**scale
+        loss += gradient_weight * _gradient_loss(
+            residual[:, ::step, ::step], valid[:, ::step, ::step]
+        )
+    return loss
+
+
+def _gradient_loss(
+    residual: Float[Array, "b h w"], valid: Bool[Array, "b h w"]
+) -> Float[Array, ""]:
+    both_x = valid[:, :, 1:] & valid[:, :, :-1]
+    both_y = valid[:, 1:] & valid[:, :-1]
+    along_x = jnp.abs(residual[:, :, 1:] - residual[:, :, :-1]) * both_x
+    along_y = jnp.abs(residual[:, 1:] - residual[:, :-1]) * both_y
+    return (jnp.sum(along_x) + jnp.sum(along_y)) / jnp.maximum(jnp.sum(valid), 1)

@@ -1,0 +1,61 @@
+"""The student's objective: supervision, cross-interaction and view-relational terms, weighed."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+from ml_collections import ConfigDict
+
+from fsmde_jax.losses import cross_interaction, depth, view_relational
+from fsmde_jax.models.resize import resize_bilinear
+from fsmde_jax.models.student import StudentOutput
+from fsmde_jax.models.teacher import TeacherOutput
+
+
+def student_objective(
+    student: StudentOutput,
+    teacher: TeacherOutput | None,
+    batch: dict[str, Array],
+    config: ConfigDict,
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """The weighted sum and its terms (unweighted); `config` is the run's `objective` section.
+
+    A term of weight 0 is not computed; without teacher only SILog remains.
+    """
+    size = batch["image"].shape[2:4]
+    valid = batch["lidar_depth_m"] > 0
+
+    def silog(depth_m: Float[Array, "b n h w"]) -> Float[Array, ""]:
+        at_lidar = depth.sample_at_lidar(depth_m, batch["lidar_xy"], size)
+        return depth.silog(at_lidar, batch["lidar_depth_m"], valid, config.silog_variance_focus)
+
+    terms = {"silog": silog(student.depth_m)}
+    if teacher is not None:
+        teacher_logits = _resize_maps(teacher.logits, student.bins.logits.shape[2:4])
+        if config.ckd_divergence:
+            terms["ckd_divergence"] = cross_interaction.bin_divergence(
+                teacher_logits, student.bins.logits, batch["camera_mask"], config.ckd_temperature
+            )
+        if config.ckd_crossing:
+            terms["ckd_crossing"] = silog(
+                cross_interaction.crossed_depth(teacher_logits, student.bins.centers_m)
+            )
+        if config.vrkd:
+            terms["vrkd"] = view_relational.view_relational_loss(
+                view_relational.pool_tokens(teacher.features, config.vrkd_grid),
+                view_relational.pool_tokens(student.features, config.vrkd_grid),
+                batch["neighbour"],
+                batch["neighbour_mask"],
+                config.vrkd_form,
+                config.vrkd_temperature,
+            )
+    total = sum((config[name] * value for name, value in terms.items()), start=jnp.zeros(()))
+    return total, terms
+
+
+def _resize_maps(
+    maps: Float[Array, "b n h w k"], size: tuple[int, int]
+) -> Float[Array, "b n h2 w2 k"]:
+    """Bilinear resize of per-camera maps; the teacher may work at another resolution."""
+    b, n, h, w, k = maps.shape
+    if (h, w) == size:
+        return maps
+    return resize_bilinear(maps.reshape(b * n, h, w, k), size).reshape(b, n, *size, k)

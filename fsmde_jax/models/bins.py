@@ -1,0 +1,121 @@
+"""The depth binning head, one design for teacher and student.
+
+Probabilities over bins ordered near to far say *where in the order of depths* a pixel lies and
+nothing of metres; bin centers hold the metres. Depth is their product (hybrid regression of
+AdaBins, arXiv 2011.14141). Centers are predicted for a canonical camera and multiplied by
+`focal_px / canonical_focal_px`, so that one network is metric on cameras of any focal length.
+"""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float
+
+
+class Bins(NamedTuple):
+    """What the head says of each pixel and each camera."""
+
+    logits: Float[Array, "b n h w k"]  # of probabilities over bins, near to far
+    centers_m: Float[Array, "b n k"]  # strictly increasing
+
+    @property
+    def depth_m(self) -> Float[Array, "b n h w"]:
+        """z-depth in metres."""
+        return expected_depth(jax.nn.softmax(self.logits), self.centers_m)
+
+
+def expected_depth(
+    probabilities: Float[Array, "b n h w k"], centers_m: Float[Array, "b n k"]
+) -> Float[Array, "b n h w"]:
+    """Probability-weighted mean of the bin centers, in metres."""
+    return jnp.einsum("bnhwk,bnk->bnhw", probabilities, centers_m)
+
+
+def soft_clip(
+    value: Float[Array, "*s"], low: float, high: float, sharpness: float = 4.0
+) -> Float[Array, "*s"]:
+    """Strictly increasing map into (low, high) that is the identity away from the limits."""
+    above_low = jax.nn.softplus(sharpness * (value - low)) / sharpness
+    above_high = jax.nn.softplus(sharpness * (value - high)) / sharpness
+    return low + above_low - above_high
+
+
+class BinningHead(nnx.Module):
+    """Bin probabilities from pixel features, bin centers from image features.
+
+    Args:
+      pixel_channels: channels of the feature map the probabilities are read from.
+      image_channels: channels of the image feature the centers are read from.
+      centers_of: "image", or "rig" for one set from the features pooled over the cameras.
+      centers_kind: "widths" (AdaBins: a partition of the depth range) or "unbounded"
+        (as in ZoeDepth, arXiv 2302.12288: free increments).
+    """
+
+    def __init__(
+        self,
+        pixel_channels: int,
+        image_channels: int,
+        num_bins: int,
+        *,
+        min_depth_m: float,
+        max_depth_m: float,
+        centers_of: str = "image",
+        centers_kind: str = "widths",
+        hidden: int = 128,
+        rngs: nnx.Rngs,
+        dtype: DTypeLike = jnp.float32,
+    ):
+        if centers_of not in ("image", "rig"):
+            raise ValueError(f'bins.centers_of is {centers_of!r}; use "image" or "rig"')
+        if centers_kind not in ("widths", "unbounded"):
+            raise ValueError(f'bins.centers_kind is {centers_kind!r}; use "widths" or "unbounded"')
+        self.log_range = (math.log(min_depth_m), math.log(max_depth_m))
+        self.centers_of, self.centers_kind = centers_of, centers_kind
+        # The features of a foundation model come in any size; softmax and GELU need a known one.
+        self.pixel_norm = nnx.LayerNorm(pixel_channels, rngs=rngs, dtype=dtype)
+        self.image_norm = nnx.LayerNorm(image_channels, rngs=rngs)
+        self.classifier = nnx.Conv(pixel_channels, num_bins, (1, 1), rngs=rngs, dtype=dtype)
+        self.hidden = nnx.Linear(image_channels, hidden, rngs=rngs)
+        # Zeros: a fresh head starts from bins evenly spaced in log depth.
+        zeros = nnx.initializers.zeros_init()
+        self.widths = nnx.Linear(hidden, num_bins + 1, kernel_init=zeros, rngs=rngs)
+
+    def __call__(
+        self,
+        pixel_features: Float[Array, "b n h w c"],
+        image_features: Float[Array, "b n d"],
+        focal_ratio: Float[Array, "b n"],
+        camera_mask: Bool[Array, "b n"],
+    ) -> Bins:
+        """Bins of each camera; `focal_ratio` is focal_px / canonical_focal_px."""
+        logits = self.classifier(self.pixel_norm(pixel_features)).astype(jnp.float32)
+        if self.centers_of == "rig":
+            image_features = _mean_of_cameras(image_features, camera_mask)
+        hidden = self.hidden(self.image_norm(image_features.astype(jnp.float32)))
+        raw = self.widths(nnx.gelu(hidden))
+        log_centers = self._log_canonical_centers(raw) + jnp.log(focal_ratio)[..., None]
+        return Bins(logits, jnp.exp(soft_clip(log_centers, *self.log_range)))
+
+    def _log_canonical_centers(self, raw: Float[Array, "b n k1"]) -> Float[Array, "b n k"]:
+        low, high = self.log_range
+        num_bins = raw.shape[-1] - 1
+        if self.centers_kind == "widths":
+            # num_bins + 1 gaps split the range, so that centers are inside it.
+            gaps = jax.nn.softmax(raw) * (high - low)
+            return low + jnp.cumsum(gaps, axis=-1)[..., :-1]
+        even = (high - low) / (num_bins + 1)
+        # softplus(0) = log 2: a zero output gives the even spacing.
+        gaps = even * jax.nn.softplus(raw[..., 1:]) / jnp.log(2.0)
+        return low + raw[..., :1] + jnp.cumsum(gaps, axis=-1)
+
+
+def _mean_of_cameras(
+    features: Float[Array, "b n d"], camera_mask: Bool[Array, "b n"]
+) -> Float[Array, "b n d"]:
+    weight = camera_mask[..., None].astype(features.dtype)
+    mean = jnp.sum(features * weight, 1) / jnp.maximum(jnp.sum(weight, 1), 1.0)
+    return jnp.broadcast_to(mean[:, None], features.shape)

@@ -1,0 +1,150 @@
+"""The student: a ResNet encoder, a light decoder and the binning head; metres out.
+
+The network works for a canonical camera: bin centers are multiplied by
+`focal_px / canonical_focal_px`, so narrow and wide cameras of one rig share the weights.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, UInt8
+
+from fsmde_jax.models import resnet
+from fsmde_jax.models.bins import BinningHead, Bins
+from fsmde_jax.models.resize import resize_bilinear
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class StudentOutput(NamedTuple):
+    """What the losses and users read."""
+
+    depth_m: Float[Array, "b n h w"]  # z-depth at the input's resolution
+    bins: Bins  # at half the input's resolution
+    features: Float[Array, "b n h2 w2 c"]  # the decoder's last map, for relations between views
+
+
+@dataclasses.dataclass(frozen=True)
+class StudentConfig:
+    """Encoder by name and the decoder's channels at strides 16, 8, 4, 2."""
+
+    encoder: str
+    decoder_channels: tuple[int, int, int, int]
+
+    @classmethod
+    def tiny(cls) -> "StudentConfig":
+        """For the demo and tests."""
+        return cls("resnet_tiny", (64, 48, 32, 32))
+
+    @classmethod
+    def resnet18(cls) -> "StudentConfig":
+        """The light student of the paper's setting: ResNet-18."""
+        return cls("resnet18", (256, 128, 64, 64))
+
+    @classmethod
+    def resnet34(cls) -> "StudentConfig":
+        """The encoder the surround-depth literature uses."""
+        return cls("resnet34", (256, 128, 64, 64))
+
+    @classmethod
+    def named(cls, size: str) -> "StudentConfig":
+        """The constructor called `size`."""
+        sizes = {"tiny": cls.tiny, "resnet18": cls.resnet18, "resnet34": cls.resnet34}
+        if size not in sizes:
+            raise ValueError(f"config.student.size is {size!r}; use one of {sorted(sizes)}")
+        return sizes[size]()
+
+
+class DecoderBlock(nnx.Module):
+    """Upsample to the skip's size, concatenate, 3x3 convolution, batch norm, ReLU."""
+
+    def __init__(
+        self, channels: int, skip_channels: int, out_channels: int, rngs: nnx.Rngs, dtype: DTypeLike
+    ):
+        self.conv = nnx.Conv(
+            channels + skip_channels, out_channels, (3, 3), use_bias=False, rngs=rngs, dtype=dtype
+        )
+        self.norm = nnx.BatchNorm(out_channels, momentum=0.9, rngs=rngs)
+
+    def __call__(
+        self, x: Float[Array, "b h w c"], skip: Float[Array, "b h2 w2 d"], mask: Bool[Array, "b"]
+    ) -> Float[Array, "b h2 w2 e"]:
+        """Features at the skip's resolution."""
+        x = jnp.concatenate([resize_bilinear(x, skip.shape[1:3]), skip], axis=-1)
+        return nnx.relu(self.norm(self.conv(x), mask=mask[:, None, None, None]))
+
+
+class Student(nnx.Module):
+    """Images of a rig to metric depth.
+
+    Args:
+      config: sizes.
+      num_bins, min_depth_m, max_depth_m, centers_of, centers_kind: see `BinningHead`.
+      canonical_focal_px: focal length, at the input's resolution, for which ratio 1 holds.
+    """
+
+    def __init__(
+        self,
+        config: StudentConfig,
+        *,
+        num_bins: int,
+        min_depth_m: float,
+        max_depth_m: float,
+        canonical_focal_px: float,
+        centers_of: str,
+        centers_kind: str,
+        rngs: nnx.Rngs,
+        dtype: DTypeLike = jnp.float32,
+    ):
+        self.canonical_focal_px = canonical_focal_px
+        self.dtype = dtype
+        self.encoder = getattr(resnet, config.encoder)(rngs=rngs, dtype=dtype)
+        *skips, channels = self.encoder.channels
+        image_channels = channels
+        self.decoder = nnx.List()
+        for skip, out in zip(reversed(skips), config.decoder_channels, strict=True):
+            self.decoder.append(DecoderBlock(channels, skip, out, rngs, dtype))
+            channels = out
+        self.head = BinningHead(
+            channels,
+            image_channels,
+            num_bins,
+            min_depth_m=min_depth_m,
+            max_depth_m=max_depth_m,
+            centers_of=centers_of,
+            centers_kind=centers_kind,
+            rngs=rngs,
+            dtype=dtype,
+        )
+
+    def __call__(
+        self,
+        image: UInt8[Array, "b n h w 3"],
+        intrinsics: Float[Array, "b n 3 3"],
+        camera_mask: Bool[Array, "b n"],
+    ) -> StudentOutput:
+        """Depth of each camera; `intrinsics` in pixels of `image`."""
+        b, n, h, w, _ = image.shape
+        mask = camera_mask.reshape(b * n)
+        x = normalise(image).reshape(b * n, h, w, 3).astype(self.dtype)
+        *skips, x = self.encoder(x, mask=mask)
+        image_features = jnp.mean(x.astype(jnp.float32), axis=(1, 2)).reshape(b, n, -1)
+        for block, skip in zip(self.decoder, reversed(skips), strict=True):
+            x = block(x, skip, mask)
+        features = x.reshape(b, n, *x.shape[1:])
+        focal_ratio = intrinsics[..., 0, 0] / self.canonical_focal_px
+        # Absent cameras have no focal length; 1 keeps their unused depth finite.
+        focal_ratio = jnp.where(camera_mask, focal_ratio, 1.0)
+        bins = self.head(features, image_features, focal_ratio, camera_mask)
+        half = bins.depth_m.reshape(b * n, *x.shape[1:3], 1)
+        depth_m = resize_bilinear(half, (h, w)).reshape(b, n, h, w)
+        return StudentOutput(depth_m, bins, features)
+
+
+def normalise(image: UInt8[Array, "*s 3"]) -> Float[Array, "*s 3"]:
+    """uint8 RGB to zero mean and unit variance by ImageNet's statistics."""
+    return (image.astype(jnp.float32) / 255.0 - jnp.array(IMAGENET_MEAN)) / jnp.array(IMAGENET_STD)

@@ -1,0 +1,97 @@
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from fsmde_jax.models.bins import BinningHead, Bins, soft_clip
+from fsmde_jax.models.teacher import relative_depth, soft_bin_logits
+
+RNG = np.random.default_rng(0)
+
+
+def normal(*shape):
+    return jnp.asarray(RNG.normal(size=shape), jnp.float32)
+
+
+def make_head(**options):
+    head = BinningHead(4, 6, 16, min_depth_m=0.1, max_depth_m=80.0, rngs=nnx.Rngs(0), **options)
+    # A fresh head has even bins; make them differ from image to image.
+    head.widths.kernel[...] = 0.05 * normal(*head.widths.kernel.shape)
+    return head
+
+
+@pytest.mark.parametrize("kind", ["widths", "unbounded"])
+@pytest.mark.parametrize("of", ["image", "rig"])
+@pytest.mark.parametrize("ratio", [0.3, 1.0, 3.0])
+def test_centers_increase_inside_the_range(kind, of, ratio):
+    head = make_head(centers_kind=kind, centers_of=of)
+    bins = head(
+        normal(2, 3, 4, 5, 4), normal(2, 3, 6), jnp.full((2, 3), ratio), jnp.ones((2, 3), bool)
+    )
+    centers = np.asarray(bins.centers_m)
+    assert (np.diff(centers) > 0).all()
+    assert (centers > 0.1).all() and (centers < 80.0).all()
+    assert bins.depth_m.shape == (2, 3, 4, 5)
+
+
+def test_a_fresh_head_is_even_in_log_depth():
+    head = BinningHead(4, 6, 16, min_depth_m=0.1, max_depth_m=80.0, rngs=nnx.Rngs(0))
+    bins = head(
+        normal(1, 1, 2, 2, 4), normal(1, 1, 6), jnp.ones((1, 1)), jnp.ones((1, 1), bool)
+    )
+    gaps = np.diff(np.log(bins.centers_m[0, 0]))[3:-3]
+    np.testing.assert_allclose(gaps, gaps.mean(), rtol=1e-3)
+
+
+def test_twice_the_focal_length_is_twice_the_depth_away_from_the_limits():
+    head = make_head()
+    features, image = normal(1, 1, 3, 3, 4), normal(1, 1, 6)
+    mask = jnp.ones((1, 1), bool)
+    near = head(features, image, jnp.full((1, 1), 1.0), mask).centers_m
+    far = head(features, image, jnp.full((1, 1), 2.0), mask).centers_m
+    inside = (near > 0.5) & (far < 20.0)
+    assert inside.sum() > 3
+    np.testing.assert_allclose(far[inside], 2 * near[inside], rtol=0.02)
+
+
+def test_rig_centers_ignore_absent_cameras():
+    head = make_head(centers_of="rig")
+    features, image = normal(1, 3, 2, 2, 4), normal(1, 3, 6)
+    mask = jnp.array([[True, True, False]])
+    first = head(features, image, jnp.ones((1, 3)), mask).centers_m
+    changed = head(features, image.at[:, 2].set(99.0), jnp.ones((1, 3)), mask).centers_m
+    np.testing.assert_array_equal(first, changed)
+    np.testing.assert_allclose(first[0, 0], first[0, 1])
+
+
+def test_soft_clip_is_the_identity_inside():
+    x = jnp.linspace(0.0, 2.0, 9)
+    np.testing.assert_allclose(soft_clip(x, -3.0, 5.0), x, atol=1e-4)
+
+
+@pytest.mark.parametrize(("key", "value"), [("centers_of", "car"), ("centers_kind", "log")])
+def test_unknown_variants_are_refused(key, value):
+    with pytest.raises(ValueError, match=key):
+        make_head(**{key: value})
+
+
+def test_soft_bins_run_from_near_to_far_and_ignore_affine_changes():
+    inverse_depth = jnp.asarray(RNG.uniform(0.01, 0.5, (2, 8, 12)), jnp.float32)
+    logits = soft_bin_logits(inverse_depth, 16, (4.0, -2.0), 0.2)
+    changed = soft_bin_logits(7.0 * inverse_depth + 2.0, 16, (4.0, -2.0), 0.2)
+    assert np.abs(nnx.softmax(logits) - nnx.softmax(changed)).max() < 1e-4
+    likely = np.argmax(logits, axis=-1)[0]
+    nearest = np.unravel_index(np.argmax(inverse_depth[0]), likely.shape)
+    farthest = np.unravel_index(np.argmin(inverse_depth[0]), likely.shape)
+    assert likely[nearest] < likely[farthest]
+
+
+def test_relative_depth_is_finite_and_falls_with_inverse_depth():
+    depth = relative_depth(jnp.array([[[0.0, 0.1, 1.0]]]))
+    assert np.isfinite(depth).all() and (np.diff(depth[0, 0]) < 0).all()
+
+
+def test_depth_of_certain_bins_is_their_center():
+    logits = jnp.full((1, 1, 1, 1, 3), -50.0).at[..., 1].set(50.0)
+    bins = Bins(logits, jnp.array([[[1.0, 5.0, 9.0]]]))
+    assert float(bins.depth_m[0, 0, 0, 0]) == pytest.approx(5.0)

@@ -1,0 +1,175 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from fsmde_jax.config import default_config
+from fsmde_jax.losses import cross_interaction, depth, view_relational
+from fsmde_jax.losses.objective import student_objective
+from fsmde_jax.models.student import Student, StudentConfig
+from fsmde_jax.models.teacher import TeacherOutput
+
+RNG = np.random.default_rng(0)
+B, N, H, W, K = 2, 3, 32, 64, 8
+
+
+def normal(*shape):
+    return jnp.asarray(RNG.normal(size=shape), jnp.float32)
+
+
+def make_batch():
+    xy = RNG.uniform([0, 0], [W, H], (B, N, 50, 2))
+    truth = RNG.uniform(2, 60, (B, N, 50))
+    truth[:, :, 40:] = 0
+    return {
+        "image": jnp.asarray(RNG.integers(0, 255, (B, N, H, W, 3)), jnp.uint8),
+        "intrinsics": jnp.tile(jnp.eye(3) * 40.0, (B, N, 1, 1)),
+        "camera_mask": jnp.ones((B, N), bool),
+        "lidar_xy": jnp.asarray(xy, jnp.float32),
+        "lidar_depth_m": jnp.asarray(truth, jnp.float32),
+        "neighbour": jnp.tile(jnp.array([1, 2, 0], jnp.int32), (B, 1)),
+        "neighbour_mask": jnp.ones((B, N), bool),
+    }
+
+
+@pytest.fixture(scope="module")
+def student():
+    return Student(
+        StudentConfig.tiny(),
+        num_bins=K,
+        min_depth_m=0.1,
+        max_depth_m=80.0,
+        canonical_focal_px=40.0,
+        centers_of="image",
+        centers_kind="widths",
+        rngs=nnx.Rngs(0),
+    )
+
+
+def teacher_output(seed=1):
+    rng = np.random.default_rng(seed)
+    make = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)  # noqa: E731
+    return TeacherOutput(make(B, N, 16, 32, K), make(B, N, 16, 32, 5), jnp.ones((B, N, H, W)))
+
+
+def gradients_of_term(student, teacher, name):
+    """Gradient of one term with respect to the student's parameters, and to the teacher."""
+    config = default_config().objective
+    with config.unlocked():
+        config.vrkd_grid = (4, 4)
+        for other in ("silog", "ckd_divergence", "ckd_crossing", "vrkd"):
+            config[other] = float(other == name)
+    batch = make_batch()
+    graphdef, params, rest = nnx.split(student, nnx.Param, ...)
+
+    def loss(params, teacher):
+        module = nnx.merge(graphdef, params, rest, copy=True)
+        output = module(batch["image"], batch["intrinsics"], batch["camera_mask"])
+        return student_objective(output, teacher, batch, config)[0]
+
+    return jax.jit(jax.grad(loss, argnums=(0, 1)))(params, teacher)
+
+
+def size(tree) -> float:
+    return float(sum(jnp.sum(jnp.abs(leaf)) for leaf in jax.tree.leaves(tree)))
+
+
+def test_crossing_moves_only_the_centers(student):
+    grads, to_teacher = gradients_of_term(student, teacher_output(), "ckd_crossing")
+    assert size(grads["head"]["widths"]) > 0
+    assert size(grads["head"]["classifier"]) == 0
+    assert size(grads["decoder"]) == 0
+    assert size(to_teacher) == 0
+
+
+def test_divergence_moves_only_the_probabilities(student):
+    grads, to_teacher = gradients_of_term(student, teacher_output(), "ckd_divergence")
+    assert size(grads["head"]["classifier"]) > 0
+    assert size(grads["head"]["widths"]) == 0
+    assert size(grads["head"]["hidden"]) == 0
+    assert size(to_teacher) == 0
+
+
+def test_relational_term_moves_features_and_no_head(student):
+    grads, to_teacher = gradients_of_term(student, teacher_output(), "vrkd")
+    assert size(grads["decoder"]) > 0
+    assert size(grads["head"]) == 0
+    assert size(to_teacher) == 0
+
+
+def test_supervision_moves_both(student):
+    grads, _ = gradients_of_term(student, teacher_output(), "silog")
+    assert size(grads["head"]["classifier"]) > 0
+    # Zero-initialised: the last layer of the centers moves first.
+    assert size(grads["head"]["widths"]) > 0
+
+
+def test_silog_equals_its_definition_and_ignores_padding():
+    predicted, truth = RNG.uniform(1, 50, 30), RNG.uniform(1, 50, 30)
+    valid = np.arange(30) < 20
+    error = np.log(predicted[:20]) - np.log(truth[:20])
+    expected = np.sqrt(np.mean(error**2) - 0.85 * np.mean(error) ** 2)
+    value = depth.silog(jnp.asarray(predicted), jnp.asarray(truth * valid), jnp.asarray(valid))
+    assert float(value) == pytest.approx(expected, rel=1e-5)
+
+
+def test_full_variance_focus_is_blind_to_scale():
+    truth = jnp.asarray(RNG.uniform(1, 50, 30))
+    valid = jnp.ones(30, bool)
+    assert float(depth.silog(3.0 * truth, truth, valid, 1.0)) == pytest.approx(1e-3, rel=0.5)
+
+
+def test_silog_without_points_is_finite():
+    grad = jax.grad(lambda d: depth.silog(d, jnp.zeros(4), jnp.zeros(4, bool)))(jnp.ones(4))
+    assert np.isfinite(grad).all()
+
+
+def test_affine_invariant_loss_ignores_scale_and_shift():
+    truth = jnp.asarray(RNG.uniform(0, 1, (2, 16, 24)), jnp.float32)
+    valid = jnp.asarray(RNG.uniform(size=(2, 16, 24)) < 0.8)
+    loss = depth.affine_invariant_loss
+    assert float(loss(5.0 * truth + 3.0, truth, valid)) < 1e-4
+    assert float(loss(-truth, truth, valid)) > 0.5
+
+
+def test_divergence_is_zero_for_equal_logits_and_skips_absent_cameras():
+    logits = normal(B, N, 4, 5, K)
+    mask = jnp.array([[True, True, False]] * B)
+    other = logits.at[:, 2].add(normal(B, 4, 5, K))
+    assert float(cross_interaction.bin_divergence(logits, other, mask)) == pytest.approx(0, abs=1e-6)
+    assert float(cross_interaction.bin_divergence(logits, other, jnp.ones((B, N), bool))) > 0.01
+
+
+def test_relational_loss_is_zero_for_equal_tokens_and_uses_the_pairs():
+    tokens = view_relational.pool_tokens(normal(B, N, 8, 8, 6), (2, 4))
+    np.testing.assert_allclose(jnp.linalg.norm(tokens, axis=-1), 1.0, rtol=1e-5)
+    neighbour = jnp.tile(jnp.array([1, 2, 0], jnp.int32), (B, 1))
+    mask = jnp.ones((B, N), bool)
+    for form in ("kl", "squared"):
+        loss = view_relational.view_relational_loss(tokens, tokens, neighbour, mask, form)
+        assert float(loss) == pytest.approx(0, abs=1e-5)
+    similarity = view_relational.neighbour_similarity(tokens, neighbour)
+    np.testing.assert_allclose(similarity[0, 2], tokens[0, 2] @ tokens[0, 0].T, atol=1e-6)
+
+
+def test_relational_loss_without_pairs_is_zero():
+    tokens = view_relational.pool_tokens(normal(B, N, 8, 8, 6), (2, 4))
+    other = view_relational.pool_tokens(normal(B, N, 8, 8, 3), (2, 4))
+    none = jnp.zeros((B, N), bool)
+    neighbour = jnp.zeros((B, N), jnp.int32)
+    assert float(view_relational.view_relational_loss(tokens, other, neighbour, none)) == 0
+
+
+def test_grid_that_does_not_divide_is_refused():
+    with pytest.raises(ValueError, match="vrkd_grid"):
+        view_relational.pool_tokens(normal(1, 1, 8, 8, 2), (3, 4))
+
+
+def test_unknown_form_is_refused():
+    tokens = view_relational.pool_tokens(normal(B, N, 8, 8, 6), (2, 4))
+    neighbour = jnp.zeros((B, N), jnp.int32)
+    with pytest.raises(ValueError, match="vrkd_form"):
+        view_relational.view_relational_loss(
+            tokens, tokens, neighbour, jnp.ones((B, N), bool), "cosine"
+        )
