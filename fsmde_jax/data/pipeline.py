@@ -1,0 +1,200 @@
+"""Grain: prepared samples to sharded batches on the devices.
+
+Batch fields (b samples, n cameras of the rig, p LiDAR points, prepared image of h x w):
+  image uint8 [b n h w 3], camera_mask bool [b n], intrinsics [b n 3 3],
+  vehicle_from_camera [b n 4 4], lidar_xy [b n p 2] (pixels of the prepared image),
+  lidar_depth_m [b n p] (0 pads), neighbour int32 [b n] and neighbour_mask bool [b n] (adjacent
+  cameras, see `rig.ring_neighbours`), sample_index int32 [b] (-1 pads an evaluation batch);
+  dense_depth_m [b n h w] where the dataset has it and the task asks for it.
+"""
+
+import functools
+import pathlib
+
+import grain
+import jax
+import numpy as np
+from jax.sharding import NamedSharding
+from jaxtyping import Array
+from ml_collections import ConfigDict
+
+from fsmde_jax import rig
+from fsmde_jax.data import augment, prepared
+
+Sample = dict[str, np.ndarray]
+
+
+def open_data(config: ConfigDict, split: str) -> tuple[prepared.PreparedSplit, tuple[str, ...]]:
+    """The prepared split and the cameras of its rig in the config's order."""
+    source = prepared.open_split(
+        pathlib.Path(config.data_dir), config.dataset, config.config_name, split
+    )
+    found = source.rig["cameras"]
+    unknown = sorted(set(found) - set(config.cameras))
+    if unknown:
+        raise ValueError(
+            f"config.data.cameras is the rig {tuple(config.cameras)}, but the prepared dataset "
+            f"{source.rig['dataset']!r} in {source.directory} was recorded with {tuple(found)}: "
+            "name a config for that rig, or set config.data.cameras"
+        )
+    return source, tuple(name for name in config.cameras if name in found)
+
+
+def train_batches(
+    config: ConfigDict, seed: int, sharding: NamedSharding, with_dense: bool = False
+) -> grain.DatasetIterator:
+    """Endless shuffled, augmented batches; the iterator's state can be saved and restored."""
+    source, cameras = open_data(config, config.train_split)
+    to_rig = functools.partial(
+        place_on_rig,
+        cameras=cameras,
+        num_points=config.points_per_image,
+        with_dense=with_dense,
+    )
+    dataset = (
+        grain.MapDataset.range(len(source))
+        .seed(seed)
+        .shuffle()[jax.process_index() :: jax.process_count()]
+        .repeat()
+        .map(functools.partial(read_sample, source))
+        .random_map(lambda sample, rng: to_rig(sample, rng=rng))
+        .random_map(functools.partial(augment_sample, config=config.to_dict()))
+        .map(add_neighbours)
+        .batch(
+            _per_process(config.batch_size, "config.data.batch_size", sharding),
+            drop_remainder=True,  # there is none; but an endless length plus one overflows
+        )
+    )
+    return iter(_to_devices(dataset, config, sharding))
+
+
+def eval_batches(config: ConfigDict, split: str, sharding: NamedSharding) -> grain.DatasetIterator:
+    """Every sample of the split once, in order, with all LiDAR points; short batches are padded."""
+    source, cameras = open_data(config, split)
+    batch_size = _per_process(config.eval_batch_size, "config.data.eval_batch_size", sharding)
+    padded = -(-len(source) // config.eval_batch_size) * config.eval_batch_size
+    to_rig = functools.partial(
+        place_on_rig, cameras=cameras, num_points=source.rig["max_points_per_image"]
+    )
+    dataset = (
+        grain.MapDataset.range(padded)[jax.process_index() :: jax.process_count()]
+        .map(functools.partial(read_or_pad, source))
+        .map(to_rig)
+        .map(add_neighbours)
+        .batch(batch_size)
+    )
+    return iter(_to_devices(dataset, config, sharding))
+
+
+def _to_devices(
+    dataset: grain.MapDataset, config: ConfigDict, sharding: NamedSharding
+) -> grain.IterDataset:
+    """Reads ahead with threads (or processes) and keeps two batches on the devices."""
+    threads = config.num_threads
+    stream = dataset.to_iter_dataset(
+        grain.ReadOptions(num_threads=threads, prefetch_buffer_size=16)
+    )
+    if config.num_workers:
+        stream = stream.mp_prefetch(grain.MultiprocessingOptions(num_workers=config.num_workers))
+    stream = stream.map(functools.partial(put_on_devices, sharding=sharding))
+    return grain.experimental.ThreadPrefetchIterDataset(stream, prefetch_buffer_size=2)
+
+
+def put_on_devices(batch: Sample, sharding: NamedSharding) -> dict[str, Array]:
+    """This process's share of the batch becomes part of the global arrays."""
+    return jax.tree.map(functools.partial(jax.make_array_from_process_local_data, sharding), batch)
+
+
+def _per_process(batch_size: int, key: str, sharding: NamedSharding) -> int:
+    devices = sharding.mesh.size
+    if batch_size % devices:
+        raise ValueError(
+            f"{key}={batch_size} must be a multiple of the number of devices, {devices}"
+        )
+    return batch_size // jax.process_count()
+
+
+def read_sample(source: prepared.PreparedSplit, index: int) -> dict:
+    """A prepared sample with its index in the split."""
+    return {**source[int(index)], "sample_index": np.int32(index)}
+
+
+def read_or_pad(source: prepared.PreparedSplit, index: int) -> dict:
+    """Past the end of the split: a sample without cameras."""
+    if index < len(source):
+        return read_sample(source, index)
+    sample = read_sample(source, 0)
+    return {**sample, "camera_names": [], "sample_index": np.int32(-1)}
+
+
+def place_on_rig(
+    sample: dict,
+    cameras: tuple[str, ...],
+    num_points: int,
+    with_dense: bool = False,
+    rng: np.random.Generator | None = None,
+) -> Sample:
+    """The cameras of a sample in the rig's slots, absent ones masked; points padded.
+
+    Args:
+      num_points: LiDAR points an image; where there are more, `rng` draws a subset.
+    """
+    height, width = sample["images"].shape[1:3]
+    n = len(cameras)
+    out = {
+        "image": np.zeros((n, height, width, 3), np.uint8),
+        "camera_mask": np.zeros(n, bool),
+        "intrinsics": np.tile(np.eye(3, dtype=np.float32), (n, 1, 1)),
+        "vehicle_from_camera": np.tile(np.eye(4, dtype=np.float32), (n, 1, 1)),
+        "lidar_xy": np.zeros((n, num_points, 2), np.float32),
+        "lidar_depth_m": np.zeros((n, num_points), np.float32),
+        "sample_index": sample["sample_index"],
+    }
+    if with_dense:
+        out["dense_depth_m"] = np.zeros((n, height, width), np.float32)
+    ends = np.cumsum(sample["lidar_counts"])
+    for i, name in enumerate(sample["camera_names"]):
+        slot = cameras.index(name)
+        out["image"][slot] = sample["images"][i]
+        out["camera_mask"][slot] = True
+        out["intrinsics"][slot] = sample["intrinsics"][i]
+        out["vehicle_from_camera"][slot] = sample["vehicle_from_camera"][i]
+        if with_dense:
+            out["dense_depth_m"][slot] = sample["dense_depth_m"][i]
+        chosen = np.arange(ends[i] - sample["lidar_counts"][i], ends[i])
+        if len(chosen) > num_points:
+            if rng is None:
+                raise ValueError(
+                    f"sample {sample['sample_id']!r} has {len(chosen)} LiDAR points in {name}, "
+                    f"more than the {num_points} its dataset's rig.json promises: prepare it again"
+                )
+            chosen = np.sort(rng.choice(chosen, num_points, replace=False))
+        native = sample["native_sizes"][i].astype(np.float32)
+        scale = np.array([width / native[1], height / native[0]], np.float32)
+        xy = (sample["lidar_uv"][chosen].astype(np.float32) + 0.5) * scale
+        out["lidar_xy"][slot, : len(chosen)] = xy
+        out["lidar_depth_m"][slot, : len(chosen)] = sample["lidar_depth_m"][chosen]
+    return out
+
+
+def augment_sample(sample: Sample, rng: np.random.Generator, config: dict) -> Sample:
+    """Colour jitter and horizontal flip by the config's `data` section."""
+    if config["jitter"] > 0:
+        jittered = augment.colour_jitter(
+            sample["image"], config["jitter"], config["jitter_per_camera"], rng
+        )
+        sample = {**sample, "image": jittered}
+    if rng.random() < config["flip_probability"]:
+        sample = augment.flip_rig(sample)
+    return sample
+
+
+def add_neighbours(sample: Sample) -> Sample:
+    """Adjacent cameras from the geometry, after any flip."""
+    neighbour, mask = rig.ring_neighbours(
+        sample["vehicle_from_camera"],
+        sample["intrinsics"],
+        sample["image"].shape[2],
+        sample["camera_mask"],
+    )
+    return {**sample, "neighbour": neighbour, "neighbour_mask": mask}

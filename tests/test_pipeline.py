@@ -1,0 +1,174 @@
+import jax
+import numpy as np
+import pytest
+from tiny_run import prepare_recording, tiny_config
+
+from fsmde_jax import rig, sharding
+from fsmde_jax.data import augment, pipeline
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    return tiny_config(prepare_recording(tmp_path_factory.mktemp("pipeline")))
+
+
+@pytest.fixture(scope="module")
+def mesh(config):
+    return sharding.make_mesh(config.mesh)
+
+
+def load(config, mesh, count=1):
+    iterator = pipeline.train_batches(config.data, 0, sharding.batch_sharding(mesh))
+    batches = [jax.device_get(next(iterator)) for _ in range(count)]
+    iterator.close()
+    return batches
+
+
+def one_sample(config, num_points=64):
+    source, cameras = pipeline.open_data(config.data, "train")
+    sample = pipeline.read_sample(source, 0)
+    rng = np.random.default_rng(0)
+    return sample, pipeline.place_on_rig(sample, cameras, num_points, rng=rng), cameras
+
+
+def test_batches_have_the_documented_fields(config, mesh):
+    (batch,) = load(config, mesh)
+    shapes = {name: (array.dtype.name, array.shape) for name, array in batch.items()}
+    assert shapes == {
+        "image": ("uint8", (8, 6, 32, 64, 3)),
+        "camera_mask": ("bool", (8, 6)),
+        "intrinsics": ("float32", (8, 6, 3, 3)),
+        "vehicle_from_camera": ("float32", (8, 6, 4, 4)),
+        "lidar_xy": ("float32", (8, 6, 64, 2)),
+        "lidar_depth_m": ("float32", (8, 6, 64)),
+        "neighbour": ("int32", (8, 6)),
+        "neighbour_mask": ("bool", (8, 6)),
+        "sample_index": ("int32", (8,)),
+    }
+    assert batch["neighbour_mask"].all()
+
+
+def test_batches_lie_on_all_devices(config, mesh):
+    iterator = pipeline.train_batches(config.data, 0, sharding.batch_sharding(mesh))
+    batch = next(iterator)
+    iterator.close()
+    assert len(batch["image"].addressable_shards) == 8
+    assert batch["image"].addressable_shards[0].data.shape[0] == 1
+
+
+def test_an_epoch_sees_every_sample_once_and_the_seed_fixes_the_order(config, mesh):
+    first, again = load(config, mesh, 3), load(config, mesh, 3)
+    indices = np.concatenate([batch["sample_index"] for batch in first])
+    assert sorted(indices[:6].tolist()) == list(range(6))
+    assert indices[:6].tolist() != indices[6:12].tolist()  # reshuffled each epoch
+    for a, b in zip(first, again, strict=True):
+        for name in a:
+            np.testing.assert_array_equal(a[name], b[name])
+
+
+def test_iterator_state_resumes_at_the_next_batch(config, mesh):
+    iterator = pipeline.train_batches(config.data, 0, sharding.batch_sharding(mesh))
+    next(iterator)
+    state = iterator.get_state()
+    expected = jax.device_get(next(iterator))
+    iterator.close()
+    other = pipeline.train_batches(config.data, 0, sharding.batch_sharding(mesh))
+    other.set_state(state)
+    resumed = jax.device_get(next(other))
+    other.close()
+    for name in expected:
+        np.testing.assert_array_equal(resumed[name], expected[name])
+
+
+def test_evaluation_sees_every_sample_and_all_points(config, mesh):
+    source, _ = pipeline.open_data(config.data, "train")
+    batches = pipeline.eval_batches(config.data, "train", sharding.batch_sharding(mesh))
+    host = [jax.device_get(batch) for batch in batches]
+    indices = np.concatenate([batch["sample_index"] for batch in host])
+    assert indices.tolist() == [0, 1, 2, 3, 4, 5, -1, -1]
+    assert not host[0]["camera_mask"][6:].any()
+    counts = (host[0]["lidar_depth_m"][:6] > 0).sum(axis=-1)
+    expected = [source[i]["lidar_counts"] for i in range(6)]
+    np.testing.assert_array_equal(counts, expected)
+
+
+def test_a_sample_with_fewer_cameras_is_masked(config):
+    sample, full, cameras = one_sample(config)
+    fewer = {**sample, "camera_names": sample["camera_names"][:4]}
+    placed = pipeline.place_on_rig(fewer, cameras, 64, rng=np.random.default_rng(0))
+    assert placed["camera_mask"].sum() == 4
+    kept = placed["camera_mask"]
+    np.testing.assert_array_equal(placed["image"][kept], full["image"][kept])
+    assert not placed["image"][~kept].any() and not placed["lidar_depth_m"][~kept].any()
+    with_pairs = pipeline.add_neighbours(placed)
+    assert with_pairs["neighbour_mask"].sum() < 4
+
+
+def test_points_are_scaled_to_the_prepared_image(config):
+    sample, placed, cameras = one_sample(config, num_points=1000)
+    slot = cameras.index(sample["camera_names"][0])
+    count = sample["lidar_counts"][0]
+    expected = (sample["lidar_uv"][:count] + 0.5) * [64 / 48, 32 / 30]
+    np.testing.assert_allclose(placed["lidar_xy"][slot, :count], expected, rtol=1e-6)
+    np.testing.assert_array_equal(
+        placed["lidar_depth_m"][slot, :count], sample["lidar_depth_m"][:count]
+    )
+
+
+def test_too_many_points_for_evaluation_are_refused(config):
+    sample, _, cameras = one_sample(config)
+    with pytest.raises(ValueError, match=r"rig\.json"):
+        pipeline.place_on_rig(sample, cameras, 3)
+
+
+def test_flip_is_its_own_inverse_and_swaps_sides(config):
+    _, placed, cameras = one_sample(config)
+    flipped = augment.flip_rig(placed)
+    left, right = cameras.index("CAMERA_05"), cameras.index("CAMERA_06")
+    np.testing.assert_array_equal(flipped["image"][left], placed["image"][right][:, ::-1])
+    yaw = rig.yaw_rad(placed["vehicle_from_camera"])
+    np.testing.assert_allclose(rig.yaw_rad(flipped["vehicle_from_camera"])[left], yaw[left], 1e-4)
+    again = augment.flip_rig(flipped)
+    for name in placed:
+        np.testing.assert_allclose(again[name], placed[name], atol=1e-4)
+
+
+def test_flipped_points_lie_on_the_same_image_content(config):
+    """A mark painted at each point is found at the flipped point."""
+    _, placed, _ = one_sample(config, num_points=20)
+    image = np.zeros_like(placed["image"])
+    for camera, (points, depths) in enumerate(
+        zip(placed["lidar_xy"], placed["lidar_depth_m"], strict=True)
+    ):
+        for x, y in points[depths > 0].astype(int):
+            image[camera, y, x] = 255
+    flipped = augment.flip_rig({**placed, "image": image})
+    for camera, (points, depths) in enumerate(
+        zip(flipped["lidar_xy"], flipped["lidar_depth_m"], strict=True)
+    ):
+        for x, y in points[depths > 0]:
+            # A point on a pixel border flips onto the border from the other side.
+            near = flipped["image"][camera, int(y), [int(np.ceil(x) - 1), int(x)]]
+            assert near.max() == 255
+
+
+@pytest.mark.parametrize("per_camera", [False, True])
+def test_colour_jitter_is_shared_by_the_rig_or_not(per_camera):
+    image = np.full((3, 8, 8, 3), 90, np.uint8) + np.arange(8, dtype=np.uint8)[:, None, None]
+    out = augment.colour_jitter(image, 0.3, per_camera, np.random.default_rng(0))
+    assert out.dtype == np.uint8 and not np.array_equal(out, image)
+    assert np.array_equal(out[0], out[1]) != per_camera
+
+
+def test_another_rig_is_refused_with_both_names(config):
+    other = config.copy_and_resolve_references()
+    other.data.cameras = ("CAM_FRONT", "CAM_BACK")
+    with pytest.raises(ValueError, match=r"CAM_FRONT.*CAMERA_01"):
+        pipeline.open_data(other.data, "train")
+
+
+def test_batch_size_must_fit_the_devices(config, mesh):
+    other = config.copy_and_resolve_references()
+    other.data.batch_size = 6
+    with pytest.raises(ValueError, match=r"config\.data\.batch_size=6"):
+        pipeline.train_batches(other.data, 0, sharding.batch_sharding(mesh))
