@@ -7,6 +7,11 @@ there and on the command line.
 import ml_collections
 from ml_collections import ConfigDict
 
+
+class ConfigError(ValueError):
+    """A value of the config cannot work; the text names the key and what to do."""
+
+
 DDAD_CAMERAS = ("CAMERA_01", "CAMERA_05", "CAMERA_07", "CAMERA_09", "CAMERA_08", "CAMERA_06")
 
 
@@ -42,6 +47,7 @@ def _data() -> ConfigDict:
     data.train_split = "train"
     data.eval_split = "val"
     data.cameras = DDAD_CAMERAS  # the rig, in ring order; a dataset with others is refused
+    data.downscale = 1  # trains on prepared images shrunk by this whole number
     data.batch_size = 8  # samples (rings of images) over all devices
     data.eval_batch_size = 8
     data.min_depth_m = 0.1
@@ -158,26 +164,26 @@ def validate(config: ml_collections.ConfigDict) -> None:
     """Refuses combinations that would fail or mislead later; names the keys."""
     teacher, bins, data = config.teacher, config.bins, config.data
     if config.task not in ("student", "teacher_head", "foundation"):
-        raise ValueError(
+        raise ConfigError(
             f"config.task is {config.task!r}; use 'student', 'teacher_head' or 'foundation'"
         )
     if teacher.binning not in ("head", "soft"):
-        raise ValueError(f"config.teacher.binning is {teacher.binning!r}; use 'head' or 'soft'")
+        raise ConfigError(f"config.teacher.binning is {teacher.binning!r}; use 'head' or 'soft'")
     if config.task == "student" and teacher.binning == "soft" and bins.centers_of == "rig":
-        raise ValueError(
+        raise ConfigError(
             "config.bins.centers_of='rig' needs config.teacher.binning='head': soft bins are "
             "normalised per image, so one set of centers cannot serve all cameras"
         )
     if not 0 < data.min_depth_m < data.max_depth_m:
-        raise ValueError(
+        raise ConfigError(
             f"config.data.min_depth_m={data.min_depth_m} must be positive and below "
             f"config.data.max_depth_m={data.max_depth_m}"
         )
     if config.evaluation.protocol != "surrounddepth":
-        raise ValueError(
+        raise ConfigError(
             f"config.evaluation.protocol is {config.evaluation.protocol!r}; "
             "the only protocol is 'surrounddepth'"
         )
     for key in ("steps", "log_every", "checkpoint_every"):
         if config.train[key] < 1:
-            raise ValueError(f"config.train.{key} is {config.train[key]}; it must be at least 1")
+            raise ConfigError(f"config.train.{key} is {config.train[key]}; it must be at least 1")

@@ -36,9 +36,7 @@ def test_centers_increase_inside_the_range(kind, of, ratio):
 
 def test_a_fresh_head_is_even_in_log_depth():
     head = BinningHead(4, 6, 16, min_depth_m=0.1, max_depth_m=80.0, rngs=nnx.Rngs(0))
-    bins = head(
-        normal(1, 1, 2, 2, 4), normal(1, 1, 6), jnp.ones((1, 1)), jnp.ones((1, 1), bool)
-    )
+    bins = head(normal(1, 1, 2, 2, 4), normal(1, 1, 6), jnp.ones((1, 1)), jnp.ones((1, 1), bool))
     gaps = np.diff(np.log(bins.centers_m[0, 0]))[3:-3]
     np.testing.assert_allclose(gaps, gaps.mean(), rtol=1e-3)
 

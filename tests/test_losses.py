@@ -137,7 +137,9 @@ def test_divergence_is_zero_for_equal_logits_and_skips_absent_cameras():
     logits = normal(B, N, 4, 5, K)
     mask = jnp.array([[True, True, False]] * B)
     other = logits.at[:, 2].add(normal(B, 4, 5, K))
-    assert float(cross_interaction.bin_divergence(logits, other, mask)) == pytest.approx(0, abs=1e-6)
+    assert float(cross_interaction.bin_divergence(logits, other, mask)) == pytest.approx(
+        0, abs=1e-6
+    )
     assert float(cross_interaction.bin_divergence(logits, other, jnp.ones((B, N), bool))) > 0.01
 
 

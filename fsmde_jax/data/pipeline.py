@@ -19,6 +19,7 @@ from jaxtyping import Array
 from ml_collections import ConfigDict
 
 from fsmde_jax import rig
+from fsmde_jax.config import ConfigError
 from fsmde_jax.data import augment, prepared
 
 Sample = dict[str, np.ndarray]
@@ -32,7 +33,7 @@ def open_data(config: ConfigDict, split: str) -> tuple[prepared.PreparedSplit, t
     found = source.rig["cameras"]
     unknown = sorted(set(found) - set(config.cameras))
     if unknown:
-        raise ValueError(
+        raise ConfigError(
             f"config.data.cameras is the rig {tuple(config.cameras)}, but the prepared dataset "
             f"{source.rig['dataset']!r} in {source.directory} was recorded with {tuple(found)}: "
             "name a config for that rig, or set config.data.cameras"
@@ -57,6 +58,7 @@ def train_batches(
         .shuffle()[jax.process_index() :: jax.process_count()]
         .repeat()
         .map(functools.partial(read_sample, source))
+        .map(functools.partial(shrink, factor=config.downscale))
         .random_map(lambda sample, rng: to_rig(sample, rng=rng))
         .random_map(functools.partial(augment_sample, config=config.to_dict()))
         .map(add_neighbours)
@@ -79,6 +81,7 @@ def eval_batches(config: ConfigDict, split: str, sharding: NamedSharding) -> gra
     dataset = (
         grain.MapDataset.range(padded)[jax.process_index() :: jax.process_count()]
         .map(functools.partial(read_or_pad, source))
+        .map(functools.partial(shrink, factor=config.downscale))
         .map(to_rig)
         .map(add_neighbours)
         .batch(batch_size)
@@ -108,7 +111,7 @@ def put_on_devices(batch: Sample, sharding: NamedSharding) -> dict[str, Array]:
 def _per_process(batch_size: int, key: str, sharding: NamedSharding) -> int:
     devices = sharding.mesh.size
     if batch_size % devices:
-        raise ValueError(
+        raise ConfigError(
             f"{key}={batch_size} must be a multiple of the number of devices, {devices}"
         )
     return batch_size // jax.process_count()
@@ -125,6 +128,26 @@ def read_or_pad(source: prepared.PreparedSplit, index: int) -> dict:
         return read_sample(source, index)
     sample = read_sample(source, 0)
     return {**sample, "camera_names": [], "sample_index": np.int32(-1)}
+
+
+def shrink(sample: dict, factor: int) -> dict:
+    """A prepared sample with images (and intrinsics) smaller by a whole factor, box-filtered."""
+    n, height, width, _ = sample["images"].shape
+    if factor == 1:
+        return sample
+    if height % factor or width % factor:
+        raise ConfigError(
+            f"config.data.downscale={factor} must divide the prepared size {height}x{width}"
+        )
+    blocks = sample["images"].reshape(n, height // factor, factor, width // factor, factor, 3)
+    out = {**sample, "images": np.rint(blocks.mean(axis=(2, 4))).astype(np.uint8)}
+    size = out["images"].shape[1:3]
+    out["intrinsics"] = rig.scale_intrinsics(sample["intrinsics"], (height, width), size)
+    if "dense_depth_m" in sample:
+        out["dense_depth_m"] = sample["dense_depth_m"][
+            :, factor // 2 :: factor, factor // 2 :: factor
+        ]
+    return out
 
 
 def place_on_rig(

@@ -80,15 +80,15 @@ class DPTConfig(ViTConfig):
         """A small one for the demo and tests: 96x160 input, features at a quarter of it."""
         return cls(
             image_size=(96, 160),
-            patch_size=8,
-            hidden_size=96,
+            patch_size=16,
+            hidden_size=128,
             num_layers=4,
             num_heads=4,
-            intermediate_size=384,
+            intermediate_size=512,
             layer_norm_eps=1e-6,
             backbone_out_indices=(1, 2, 3),
             neck_hidden_sizes=(48, 64, 96),
-            reassemble_factors=(1.0, 0.5, 0.25),
+            reassemble_factors=(2.0, 1.0, 0.5),
             fusion_hidden_size=48,
         )
 

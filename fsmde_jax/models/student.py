@@ -24,21 +24,24 @@ class StudentOutput(NamedTuple):
     """What the losses and users read."""
 
     depth_m: Float[Array, "b n h w"]  # z-depth at the input's resolution
-    bins: Bins  # at half the input's resolution
+    bins: Bins  # at the decoder's resolution
     features: Float[Array, "b n h2 w2 c"]  # the decoder's last map, for relations between views
 
 
 @dataclasses.dataclass(frozen=True)
 class StudentConfig:
-    """Encoder by name and the decoder's channels at strides 16, 8, 4, 2."""
+    """Encoder by name and the decoder's channels at strides 16, 8, 4 and so on.
+
+    The head works at the stride where the decoder ends.
+    """
 
     encoder: str
-    decoder_channels: tuple[int, int, int, int]
+    decoder_channels: tuple[int, ...]
 
     @classmethod
     def tiny(cls) -> "StudentConfig":
         """For the demo and tests."""
-        return cls("resnet_tiny", (64, 48, 32, 32))
+        return cls("resnet_tiny", (64, 48, 32))
 
     @classmethod
     def resnet18(cls) -> "StudentConfig":
@@ -106,7 +109,7 @@ class Student(nnx.Module):
         *skips, channels = self.encoder.channels
         image_channels = channels
         self.decoder = nnx.List()
-        for skip, out in zip(reversed(skips), config.decoder_channels, strict=True):
+        for skip, out in zip(reversed(skips), config.decoder_channels, strict=False):
             self.decoder.append(DecoderBlock(channels, skip, out, rngs, dtype))
             channels = out
         self.head = BinningHead(
@@ -133,15 +136,15 @@ class Student(nnx.Module):
         x = normalise(image).reshape(b * n, h, w, 3).astype(self.dtype)
         *skips, x = self.encoder(x, mask=mask)
         image_features = jnp.mean(x.astype(jnp.float32), axis=(1, 2)).reshape(b, n, -1)
-        for block, skip in zip(self.decoder, reversed(skips), strict=True):
+        for block, skip in zip(self.decoder, reversed(skips), strict=False):
             x = block(x, skip, mask)
         features = x.reshape(b, n, *x.shape[1:])
         focal_ratio = intrinsics[..., 0, 0] / self.canonical_focal_px
         # Absent cameras have no focal length; 1 keeps their unused depth finite.
         focal_ratio = jnp.where(camera_mask, focal_ratio, 1.0)
         bins = self.head(features, image_features, focal_ratio, camera_mask)
-        half = bins.depth_m.reshape(b * n, *x.shape[1:3], 1)
-        depth_m = resize_bilinear(half, (h, w)).reshape(b, n, h, w)
+        coarse_m = bins.depth_m.reshape(b * n, *x.shape[1:3], 1)
+        depth_m = resize_bilinear(coarse_m, (h, w)).reshape(b, n, h, w)
         return StudentOutput(depth_m, bins, features)
 
 

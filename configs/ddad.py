@@ -1,0 +1,75 @@
+"""DDAD: six cameras, 384x640, 0 to 200 m; DPT-Large teaches a ResNet-18.
+
+    python -m fsmde_jax.prepare --dataset=ddad --source=ddad_train_val --data_dir=data
+    python -m fsmde_jax.main --config=configs/ddad.py
+
+For accelerators: networks compute in bfloat16. Weights come from the Hugging Face hub.
+
+`configs/ddad.py:smoke` is the same path shrunk: a tiny student overfits a handful of real frames,
+taught by a model of the miniature world; minutes on two CPU cores. For the frames' folder RAW:
+
+    python -m fsmde_jax.prepare --dataset=ddad --source=RAW --data_dir=data
+    python -m fsmde_jax.main --config=configs/ddad.py:smoke
+"""
+
+import pathlib
+import runpy
+
+from fsmde_jax.config import default_config
+
+
+def get_config(variant: str = ""):
+    """The full run, or `smoke`."""
+    if variant not in ("", "smoke"):
+        raise ValueError(f"configs/ddad.py has no variant {variant!r}; use configs/ddad.py:smoke")
+    return _smoke() if variant else _full()
+
+
+def _full():
+    config = default_config()
+    config.name = "ddad"
+    config.student.encoder_weights = "microsoft/resnet-18"
+    config.train.dtype = "bfloat16"
+    config.teacher.dtype = "bfloat16"
+    # First the binning head of the teacher, on the frozen foundation model.
+    head = default_config()
+    head.name = "ddad_teacher_head"
+    head.task = "teacher_head"
+    head.teacher.dtype = "bfloat16"
+    head.train.steps = 5_000
+    head.train.eval_every = 0
+    config.teacher.stages.head = head
+    return config
+
+
+def _smoke():
+    config = _small()
+    config.name = "ddad_smoke"
+    demo = runpy.run_path(str(pathlib.Path(__file__).with_name("demo.py")))
+    config.teacher.stages.foundation = demo["foundation_config"]()
+    head = _small()
+    head.name = "ddad_smoke_teacher_head"
+    head.task = "teacher_head"
+    head.train.steps = 100
+    config.teacher.stages.head = head
+    config.train.steps = 500
+    return config
+
+
+def _small():
+    """Small images and models; nothing that keeps a network from overfitting."""
+    config = default_config()
+    config.data.downscale = 2
+    config.data.batch_size = 1
+    config.data.eval_batch_size = 1
+    config.data.flip_probability = 0.0
+    config.data.jitter = 0.0
+    config.student.size = "tiny"
+    config.student.canonical_focal_px = 715.0873 / 2  # that of 640 px of width, at 320
+    config.bins.num_bins = 32
+    config.teacher.size = "dpt_tiny"
+    config.optimizer.learning_rate = 2e-3
+    config.train.log_every = 50
+    config.train.checkpoint_every = 200
+    config.train.eval_every = 0
+    return config

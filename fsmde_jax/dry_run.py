@@ -1,0 +1,111 @@
+"""`--dry_run`: what a config builds and how much memory it takes, without data or weights.
+
+Modules are abstract (shapes only) and the step is compiled, not run, so that a model fits here
+which the machine could not train.
+"""
+
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from fsmde_jax import sharding, tasks
+from fsmde_jax.config import ConfigError
+from fsmde_jax.state import Model, init_state
+from fsmde_jax.train import make_optimizer, make_train_step
+
+GIB = 2.0**30
+
+
+def report(config: ConfigDict) -> str:
+    """Modules with parameter counts, the batch's shapes, the step's memory a device."""
+    mesh = sharding.make_mesh(config.mesh)
+    task = tasks.make_task(config)
+    model = Model(task, config.seed, abstract=True)
+    batch = batch_shapes(config, task)
+    lines = [f"{config.name}: task {config.task}, {mesh.size} device(s), {dict(mesh.shape)}", ""]
+    lines += _modules("trained", model.state[0])
+    lines += _modules("frozen", model.state[2]) + _modules("teacher", model.teacher_state)
+    lines += ["", "batch:"]
+    lines += [f"  {name:20s} {leaf.dtype!s:8s} {leaf.shape}" for name, leaf in batch.items()]
+    lines += ["", "compiling the step ..."]
+    print("\n".join(lines), flush=True)
+    return _memory(config, task, model, mesh, batch)
+
+
+def batch_shapes(config: ConfigDict, task: tasks.Task) -> dict[str, jax.ShapeDtypeStruct]:
+    """The fields of `data/pipeline.py` for this config; the prepared size is in its name."""
+    height, width = (int(x) // config.data.downscale for x in _prepared_size(config))
+    b, n, p = config.data.batch_size, len(config.data.cameras), config.data.points_per_image
+    fields = {
+        "image": ((b, n, height, width, 3), jnp.uint8),
+        "camera_mask": ((b, n), jnp.bool_),
+        "intrinsics": ((b, n, 3, 3), jnp.float32),
+        "vehicle_from_camera": ((b, n, 4, 4), jnp.float32),
+        "lidar_xy": ((b, n, p, 2), jnp.float32),
+        "lidar_depth_m": ((b, n, p), jnp.float32),
+        "neighbour": ((b, n), jnp.int32),
+        "neighbour_mask": ((b, n), jnp.bool_),
+        "sample_index": ((b,), jnp.int32),
+    }
+    if task.needs_dense_depth:
+        fields["dense_depth_m"] = ((b, n, height, width), jnp.float32)
+    return {name: jax.ShapeDtypeStruct(*field) for name, field in fields.items()}
+
+
+def _prepared_size(config: ConfigDict) -> list[str]:
+    """Height and width in a name like "384x640" or "pretrain_96x160_dense"."""
+    found = re.search(r"(\d+)x(\d+)", config.data.config_name)
+    if not found:
+        raise ConfigError(
+            f"config.data.config_name={config.data.config_name!r} names no size like 384x640"
+        )
+    return list(found.groups())
+
+
+def _modules(title: str, state: Any) -> list[str]:
+    """A line a top-level module: name and parameters."""
+    if not jax.tree.leaves(state):
+        return []
+    lines = [f"{title}: {tasks.count_parameters(state) / 1e6:.2f} M parameters"]
+    for name, part in state.items():
+        lines.append(f"  {name:20s} {tasks.count_parameters(part) / 1e6:10.3f} M")
+    return lines
+
+
+def _memory(config: ConfigDict, task: tasks.Task, model: Model, mesh: Mesh, batch: dict) -> str:
+    """Bytes by the compiler's own analysis of the sharded step."""
+    state = nnx.eval_shape(
+        lambda: init_state(model, make_optimizer(config), config.optimizer.ema_decay > 0)
+    )
+    place = lambda tree, shardings: jax.tree.map(  # noqa: E731
+        lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s), tree, shardings
+    )
+    everywhere = jax.tree.map(lambda _: sharding.replicated(mesh), state)
+    split = jax.tree.map(lambda _: sharding.batch_sharding(mesh), batch)
+    frozen, teacher = model.state[2], model.teacher_state
+    step = make_train_step(config, task, model, mesh)
+    compiled = step.lower(
+        place(state, everywhere),
+        place(frozen, sharding.fsdp_sharding(frozen, mesh)),
+        place(teacher, sharding.fsdp_sharding(teacher, mesh)),
+        place(batch, split),
+    ).compile()
+    memory = compiled.memory_analysis()
+    total = (
+        memory.argument_size_in_bytes
+        + memory.output_size_in_bytes
+        - memory.alias_size_in_bytes
+        + memory.temp_size_in_bytes
+    )
+    return (
+        f"memory of the step per device, by the compiler for {jax.devices()[0].platform}: "
+        f"{total / GIB:.2f} GiB\n"
+        f"  arguments {memory.argument_size_in_bytes / GIB:.2f} GiB (state, teacher, batch), of "
+        f"which {memory.alias_size_in_bytes / GIB:.2f} GiB are updated in place\n"
+        f"  temporary {memory.temp_size_in_bytes / GIB:.2f} GiB (activations)"
+    )

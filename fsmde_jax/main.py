@@ -1,0 +1,65 @@
+"""Train, then evaluate: `python -m fsmde_jax.main --config=configs/demo.py`.
+
+Kept short: flags, then the stages of the config in order. Run the same command again and it goes
+on where it stopped.
+"""
+
+import logging
+import os
+import pathlib
+import sys
+
+import jax
+from absl import app, flags
+from absl import logging as absl_logging
+from ml_collections import config_flags
+
+from fsmde_jax import checkpoints, dry_run, evaluate, prepare, stages
+from fsmde_jax import config as config_lib
+from fsmde_jax.data import dgp, prepared
+from fsmde_jax.models import weights
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "Run configuration.", lock_config=True)
+WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder; default runs/<config.name>.")
+DRY_RUN = flags.DEFINE_bool("dry_run", False, "Build everything, print sizes, train nothing.")
+
+# What a user can mend: printed as one line, without a traceback.
+USER_ERRORS = (
+    config_lib.ConfigError,
+    checkpoints.CheckpointError,
+    weights.WeightsError,
+    prepared.PreparedDataError,
+    prepare.PrepareError,
+    dgp.DgpError,
+    FloatingPointError,
+)
+
+
+def main(_) -> None:
+    """Runs the config's stages, evaluates the last one and prints its table."""
+    absl_logging.set_verbosity(absl_logging.WARNING)  # Orbax tells much at INFO
+    logging.getLogger("fsmde_jax").setLevel(logging.INFO)
+    cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", "~/.cache/fsmde_jax/xla")
+    jax.config.update("jax_compilation_cache_dir", os.path.expanduser(cache))
+    try:
+        run(CONFIG.value)
+    except USER_ERRORS as error:
+        sys.exit(f"error: {error}")
+
+
+def run(config: config_lib.ConfigDict) -> None:
+    """One job: `--dry_run`, or train and evaluate."""
+    config_lib.validate(config)
+    if DRY_RUN.value:
+        print(dry_run.report(config))
+        return
+    workdir = pathlib.Path(WORKDIR.value or f"runs/{config.name}")
+    if interrupted := stages.run(config, workdir):
+        sys.exit(128 + interrupted)  # the shell's convention for a signal
+    results = evaluate.evaluate_run(config, workdir)
+    print(f"\n{evaluate.describe(config, results)}\n\nReport and pictures: {workdir / 'report'}")
+
+
+if __name__ == "__main__":
+    flags.mark_flag_as_required("config")
+    app.run(main)

@@ -1,0 +1,54 @@
+"""The runs that make up a job: the miniature world's data, the teacher's stages, the run itself."""
+
+import logging
+import pathlib
+
+from ml_collections import ConfigDict
+
+from fsmde_jax import prepare, train
+from fsmde_jax.data import prepared
+from fsmde_jax.data.world import WorldConfig, write_world
+
+log = logging.getLogger(__name__)
+
+
+def run(config: ConfigDict, workdir: pathlib.Path) -> int | None:
+    """Trains the teacher's stages into `workdir/teacher_*`, then `config` into `workdir`.
+
+    Returns the number of a signal that interrupted it, or None. Finished stages are not repeated.
+    """
+    for name, key in (("foundation", "weights"), ("head", "head_weights")):
+        stage = config.teacher.stages[name]
+        if stage is None:
+            continue
+        folder = workdir / f"teacher_{name}"
+        stage.data.data_dir, stage.mesh = config.data.data_dir, config.mesh
+        if name == "head":
+            stage.teacher.weights = config.teacher.weights
+        if interrupted := run(stage, folder):
+            return interrupted
+        config.teacher[key] = str(folder)
+    if config.data.dataset == "world":
+        make_world(config)
+    return train.train(config, workdir)
+
+
+def make_world(config: ConfigDict) -> None:
+    """Renders and prepares the miniature world, unless that is done."""
+    data, world = config.data, config.world.to_dict()
+    directory = prepared.version_dir(pathlib.Path(data.data_dir), data.dataset, data.config_name)
+    image_size, dense_depth = world.pop("image_size"), world.pop("dense_depth")
+    source = pathlib.Path(data.data_dir) / "world_raw" / data.config_name
+    if not directory.is_dir():
+        log.info("Rendering the miniature world into %s", source)
+        write_world(WorldConfig(**world), source)
+    summary = prepare.prepare(
+        data.dataset,
+        source,
+        pathlib.Path(data.data_dir),
+        tuple(image_size),
+        dense_depth=dense_depth,
+        num_workers=2,
+        config_name=data.config_name,
+    )
+    log.info("%s\n%s", directory, summary.table())

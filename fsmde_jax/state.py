@@ -1,0 +1,149 @@
+"""What a run holds in memory: the modules as pure pytrees, the training state, its placing."""
+
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import flax
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+from jax.typing import ArrayLike
+from ml_collections import ConfigDict
+
+from fsmde_jax import checkpoints, sharding, tasks
+from fsmde_jax.models import weights
+
+
+@flax.struct.dataclass
+class TrainState:
+    """All that a step changes."""
+
+    step: ArrayLike  # int32
+    params: nnx.State  # of the trainable part
+    batch_stats: nnx.State
+    opt_state: Any
+    ema: nnx.State | None  # moving average of `params`
+    halted: ArrayLike  # a loss was not finite; nothing moves any more
+
+    def items(self) -> dict[str, Any]:
+        """The items of a checkpoint."""
+        optimizer = {"opt_state": self.opt_state, "step": self.step, "halted": self.halted}
+        found = {"params": self.params, "batch_stats": self.batch_stats, "ema": self.ema}
+        return {k: v for k, v in found.items() if jax.tree.leaves(v)} | {"optimizer": optimizer}
+
+    def with_items(self, items: dict[str, Any]) -> "TrainState":
+        """The state with the items of a checkpoint in place of its own."""
+        items = dict(items)
+        return self.replace(**items.pop("optimizer"), **items)
+
+
+class Model:
+    """A task's modules as graph definitions and states: what `jax.jit` can take.
+
+    Args:
+      abstract: shapes only, nothing is initialised (for `--dry_run`).
+
+    Attributes:
+      graphdef, eval_graphdef: the model in training and in evaluation mode.
+      state: (trainable parameters, batch statistics, frozen rest).
+      teacher_graphdef, teacher_state: the frozen teacher, or None and an empty tree.
+    """
+
+    def __init__(self, task: tasks.Task, seed: int, abstract: bool = False):
+        run = jax.eval_shape if abstract else _run_once
+        model = nnx.eval_shape(lambda: task.build_model(nnx.Rngs(seed)))
+        model.eval()
+        self.eval_graphdef = nnx.graphdef(model)
+        model.train()
+        self.graphdef = nnx.graphdef(model)
+        self.state = run(
+            lambda: nnx.state(task.build_model(nnx.Rngs(seed)), task.trainable, nnx.BatchStat, ...)
+        )
+        self.teacher_graphdef, self.teacher_state = None, {}
+        if task.build_teacher:
+            teacher = nnx.eval_shape(lambda: task.build_teacher(nnx.Rngs(seed + 1)))
+            teacher.eval()
+            self.teacher_graphdef = nnx.graphdef(teacher)
+            self.teacher_state = run(lambda: nnx.state(task.build_teacher(nnx.Rngs(seed + 1))))
+
+    def start_from(self, encoder_weights: str) -> None:
+        """Replaces a fresh student's encoder by a pretrained ResNet (`weights.load_resnet`)."""
+        model = self.merge(*self.state, train=True)
+        weights.load_resnet(encoder_weights, model.encoder)
+        self.state = (nnx.state(model, nnx.Param), nnx.state(model, nnx.BatchStat), self.state[2])
+
+    def merge(self, params: Any, batch_stats: Any, frozen: Any, train: bool) -> nnx.Module:
+        """The module of a state."""
+        graphdef = self.graphdef if train else self.eval_graphdef
+        # A copy: the caller traces, and batch statistics are written to.
+        return nnx.merge(graphdef, params, batch_stats, frozen, copy=True)
+
+    def merge_teacher(self, teacher_state: Any) -> nnx.Module | None:
+        """The teacher's module, or None."""
+        return self.teacher_graphdef and nnx.merge(self.teacher_graphdef, teacher_state)
+
+
+def init_state(model: Model, optimizer: optax.GradientTransformation, ema: bool) -> TrainState:
+    """The state before the first step."""
+    params, batch_stats, _ = model.state
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        batch_stats=batch_stats,
+        opt_state=optimizer.init(params),
+        ema=jax.tree.map(jnp.copy, params) if ema else None,
+        halted=jnp.zeros((), bool),
+    )
+
+
+def place_model(config: ConfigDict, model: Model, mesh: Mesh) -> tuple[Any, Any, str | None]:
+    """(frozen, teacher_state, teacher's name) on the mesh, with the weights the config names."""
+    frozen, name = model.state[2], None
+    if config.task == "teacher_head":
+        frozen = _load_frozen_foundation(config, frozen)
+        name = _teacher_name(config, frozen)
+    teacher_state = model.teacher_state
+    if model.teacher_graphdef:
+        teacher_state = tasks.load_teacher_weights(config, teacher_state)
+        name = _teacher_name(config, teacher_state)
+    place = lambda tree: jax.device_put(tree, sharding.fsdp_sharding(tree, mesh))  # noqa: E731
+    return place(frozen), place(teacher_state), name
+
+
+def _load_frozen_foundation(config: ConfigDict, frozen: nnx.State) -> nnx.State:
+    """The frozen part of a teacher whose head is being trained: its foundation model."""
+    return nnx.merge_state(frozen, tasks.load_teacher_weights(config, frozen))
+
+
+def _teacher_name(config: ConfigDict, state: Any) -> str:
+    return f"{config.teacher.size}/{config.teacher.binning} {checkpoints.fingerprint(state)}"
+
+
+def load_trained(
+    config: ConfigDict, model: Model, workdir: pathlib.Path, identity: dict[str, Any]
+) -> tuple[Any, Any]:
+    """(parameters, batch statistics) of the newest checkpoint: the moving average if kept."""
+    params, batch_stats, _ = model.state
+    item = "ema" if config.optimizer.ema_decay else "params"
+    return (
+        checkpoints.load_params(workdir, params, identity, item),
+        checkpoints.load_params(workdir, batch_stats, identity, "batch_stats"),
+    )
+
+
+def load_student(config: ConfigDict, workdir: pathlib.Path) -> nnx.Module:
+    """The trained student of a run, ready to predict; needs no teacher and no data."""
+    task = tasks.make_task(config)._replace(build_teacher=None)
+    model = Model(task, config.seed, abstract=True)
+    identity = {"task": "student", "student": config.student.to_dict()}
+    params, batch_stats = load_trained(config, model, workdir, identity)
+    return model.merge(params, batch_stats, model.state[2], train=False)
+
+
+def _run_once(make: Callable[[], Any]) -> Any:
+    """Compiled as a whole, but quickly: it runs once, and op by op would take ten times longer."""
+    quickly = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+    return jax.jit(make, compiler_options=quickly)()

@@ -1,0 +1,94 @@
+"""Pictures of a ring: image, LiDAR and prediction of every camera in one fixed metric range."""
+
+import pathlib
+
+import matplotlib
+import numpy as np
+from jaxtyping import Float, UInt8
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from fsmde_jax import rig
+
+COLOUR_MAP = "turbo_r"  # near is red, far is blue
+MIN_DEPTH_M = 1.0
+
+
+def depth_colours(
+    depth_m: Float[np.ndarray, "*s"], max_depth_m: float
+) -> Float[np.ndarray, "*s 3"]:
+    """RGB in 0..1, logarithmic from 1 m to `max_depth_m`; the same for every image."""
+    place = np.log(np.maximum(depth_m, 1e-6) / MIN_DEPTH_M) / np.log(max_depth_m / MIN_DEPTH_M)
+    return matplotlib.colormaps[COLOUR_MAP](np.clip(place, 0, 1))[..., :3]
+
+
+def lidar_overlay(
+    image: UInt8[np.ndarray, "h w 3"],
+    xy: Float[np.ndarray, "p 2"],
+    depth_m: Float[np.ndarray, "p"],
+    max_depth_m: float,
+    scale: int,
+) -> Float[np.ndarray, "h2 w2 3"]:
+    """LiDAR points over the dimmed grey image, enlarged `scale` times; near points on top."""
+    grey = image.mean(axis=-1, keepdims=True).repeat(3, axis=-1) / 255.0 * 0.7
+    canvas = grey.repeat(scale, axis=0).repeat(scale, axis=1)
+    far_first = np.argsort(-depth_m)
+    far_first = far_first[depth_m[far_first] > 0]
+    column, row = (xy[far_first] * scale).astype(int).T
+    colours = depth_colours(depth_m[far_first], max_depth_m)
+    for dy in (0, 1):
+        for dx in (0, 1):
+            y = np.clip(row + dy, 0, canvas.shape[0] - 1)
+            x = np.clip(column + dx, 0, canvas.shape[1] - 1)
+            canvas[y, x] = colours
+    return canvas
+
+
+def draw_ring(
+    sample: dict[str, np.ndarray],
+    cameras: tuple[str, ...],
+    max_depth_m: float,
+    path: pathlib.Path,
+) -> None:
+    """One column a camera, from left of the car to right of it; rows image, LiDAR, prediction.
+
+    Args:
+      sample: batch fields without `b`, and `depth_m` [n h w].
+    """
+    yaw = rig.yaw_rad(sample["vehicle_from_camera"])
+    order = [i for i in np.argsort(-yaw) if sample["camera_mask"][i]]
+    height, width = sample["image"].shape[1:3]
+    column_inches = 3.2
+    row_inches = column_inches * height / width
+    figure = Figure(figsize=(column_inches * len(order) + 1.0, 3 * row_inches + 0.6), dpi=120)
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(3, len(order), squeeze=False)
+    scale = max(1, round(480 / width))
+    for column, i in enumerate(order):
+        overlay = lidar_overlay(
+            sample["image"][i],
+            sample["lidar_xy"][i],
+            sample["lidar_depth_m"][i],
+            max_depth_m,
+            scale,
+        )
+        prediction = depth_colours(sample["depth_m"][i], max_depth_m)
+        for row, picture in enumerate((sample["image"][i], overlay, prediction)):
+            axes[row, column].imshow(picture, aspect="auto", interpolation="nearest")
+            axes[row, column].set(xticks=[], yticks=[])
+        axes[0, column].set_title(f"{cameras[i]}  {np.rad2deg(yaw[i]):+.0f}°", fontsize=9)
+    for row, name in enumerate(("image", "LiDAR", "prediction")):
+        axes[row, 0].set_ylabel(name, fontsize=9)
+    figure.subplots_adjust(0.02, 0.02, 0.93, 0.93, wspace=0.02, hspace=0.02)
+    _colour_bar(figure, max_depth_m)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+
+
+def _colour_bar(figure: Figure, max_depth_m: float) -> None:
+    norm = matplotlib.colors.LogNorm(MIN_DEPTH_M, max_depth_m)
+    mappable = matplotlib.cm.ScalarMappable(norm, COLOUR_MAP)
+    axis = figure.add_axes((0.94, 0.1, 0.012, 0.75))
+    bar = figure.colorbar(mappable, cax=axis)
+    ticks = [t for t in (1, 2, 5, 10, 20, 50, 100, 200) if t <= max_depth_m]
+    bar.set_ticks(ticks, labels=[f"{t} m" for t in ticks])

@@ -1,0 +1,118 @@
+import pathlib
+import runpy
+import subprocess
+import sys
+
+import pytest
+from tiny_run import tiny_config
+
+from fsmde_jax import config as config_lib
+from fsmde_jax import dry_run, sharding
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def load(name):
+    return runpy.run_path(str(ROOT / "configs" / name))["get_config"]
+
+
+@pytest.mark.parametrize(
+    ("name", "variant"), [("demo.py", None), ("ddad.py", ""), ("ddad.py", "smoke")]
+)
+def test_shipped_configs_are_valid_and_so_are_their_stages(name, variant):
+    config = load(name)() if variant is None else load(name)(variant)
+    config_lib.validate(config)
+    for stage in (config.teacher.stages.foundation, config.teacher.stages.head):
+        if stage is not None:
+            config_lib.validate(stage)
+
+
+def test_unknown_variant_is_refused():
+    with pytest.raises(ValueError, match=r"ddad\.py:smoke"):
+        load("ddad.py")("smoek")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("task", "students", r"config\.task"),
+        ("teacher.binning", "hard", r"config\.teacher\.binning"),
+        ("data.min_depth_m", 300.0, r"config\.data\.min_depth_m"),
+        ("evaluation.protocol", "vfdepth", r"config\.evaluation\.protocol"),
+        ("train.log_every", 0, r"config\.train\.log_every"),
+    ],
+)
+def test_values_that_make_no_sense_are_refused_by_key(key, value, message):
+    config = config_lib.default_config()
+    config.update_from_flattened_dict({key: value})
+    with pytest.raises(ValueError, match=message):
+        config_lib.validate(config)
+
+
+def test_soft_bins_with_rig_centers_are_refused():
+    config = config_lib.default_config()
+    config.teacher.binning, config.bins.centers_of = "soft", "rig"
+    with pytest.raises(ValueError, match=r"config\.bins\.centers_of='rig'"):
+        config_lib.validate(config)
+
+
+def test_a_misspelt_key_is_refused_in_a_file():
+    config = config_lib.default_config()
+    with pytest.raises(AttributeError, match="learning_rate"):
+        config.optimizer.learning_rat = 1e-3
+
+
+def run_main(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "fsmde_jax.main", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def test_a_misspelt_override_is_refused_on_the_command_line():
+    result = run_main("--config=configs/demo.py", "--config.optimizer.learning_rat=1")
+    assert result.returncode != 0
+    assert "learning_rat" in result.stderr
+
+
+def test_missing_data_says_what_to_download_and_run(tmp_path):
+    result = run_main(
+        "--config=configs/ddad.py",
+        f"--config.data.data_dir={tmp_path}/data",
+        f"--workdir={tmp_path}/run",
+        "--config.teacher.weights=random",
+        "--config.student.encoder_weights=",
+        "--config.teacher.size=dpt_tiny",
+    )
+    assert result.returncode == 1
+    assert "ddad_train_val" in result.stderr and "fsmde_jax.prepare" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("data", "fsdp", "expected"), [(-1, 1, (8, 1)), (2, 4, (2, 4)), (1, -1, (1, 8))]
+)
+def test_mesh_takes_the_devices_that_are_left(data, fsdp, expected):
+    config = config_lib.default_config()
+    config.mesh.data, config.mesh.fsdp = data, fsdp
+    mesh = sharding.make_mesh(config.mesh)
+    assert tuple(mesh.shape.values()) == expected
+
+
+def test_a_mesh_that_does_not_fit_is_refused():
+    config = config_lib.default_config()
+    config.mesh.data, config.mesh.fsdp = 3, 2
+    with pytest.raises(ValueError, match=r"config\.mesh\.data=3"):
+        sharding.make_mesh(config.mesh)
+
+
+def test_dry_run_counts_parameters_and_memory_without_data(tmp_path, capsys):
+    config = tiny_config(tmp_path / "nothing")
+    report = dry_run.report(config)
+    printed = capsys.readouterr().out
+    assert "teacher: 1.4" in printed
+    assert "(8, 6, 32, 64, 3)" in printed
+    assert "GiB" in report

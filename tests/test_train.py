@@ -1,0 +1,293 @@
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from tiny_run import prepare_recording, tiny_config
+
+from fsmde_jax import checkpoints, evaluate, sharding, state, tasks, train
+from fsmde_jax.data import pipeline
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    return prepare_recording(tmp_path_factory.mktemp("train"))
+
+
+@pytest.fixture(scope="module")
+def config(data_dir):
+    return tiny_config(data_dir)
+
+
+@pytest.fixture(scope="module")
+def finished(config, tmp_path_factory):
+    """An uninterrupted run."""
+    workdir = tmp_path_factory.mktemp("finished")
+    assert train.train(config, workdir) is None
+    return workdir
+
+
+def read_metrics(workdir, kind="train"):
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    return [record for record in map(json.loads, lines) if record["kind"] == kind]
+
+
+class OneStep:
+    """A train step on the first `devices` devices, from the same seed and the same batch."""
+
+    def __init__(self, config, devices, fsdp=1):
+        shape = (devices // fsdp, fsdp)
+        self.mesh = jax.make_mesh(
+            shape,
+            ("data", "fsdp"),
+            axis_types=(jax.sharding.AxisType.Auto,) * 2,
+            devices=jax.devices()[:devices],
+        )
+        task = tasks.make_task(config)
+        model = state.Model(task, config.seed)
+        self.frozen, self.teacher, self.name = state.place_model(config, model, self.mesh)
+        start = state.init_state(model, train.make_optimizer(config), ema=False)
+        self.state = jax.device_put(start, sharding.replicated(self.mesh))
+        self.step = train.make_train_step(config, task, model, self.mesh)
+
+    def run(self, batch):
+        batch = pipeline.put_on_devices(batch, sharding.batch_sharding(self.mesh))
+        self.state, scalars = self.step(self.state, self.frozen, self.teacher, batch)
+        return jax.device_get(self.state), jax.device_get(scalars)
+
+
+@pytest.fixture(scope="module")
+def host_batches(config):
+    mesh = sharding.make_mesh(config.mesh)
+    iterator = pipeline.train_batches(config.data, 0, sharding.batch_sharding(mesh))
+    batches = [jax.device_get(next(iterator)) for _ in range(3)]
+    iterator.close()
+    return batches
+
+
+@pytest.mark.parametrize(("devices", "fsdp"), [(8, 1), (8, 4)])
+def test_sharded_step_equals_the_one_device_step(config, host_batches, devices, fsdp, monkeypatch):
+    """With plain gradient descent: Adam's first step is a sign, which rounding can turn."""
+    monkeypatch.setattr(train, "make_optimizer", lambda config: optax.sgd(1.0))
+    single = OneStep(config, 1).run(host_batches[0])
+    sharded = OneStep(config, devices, fsdp).run(host_batches[0])
+    for name, value in single[1].items():
+        np.testing.assert_allclose(sharded[1][name], value, rtol=1e-5, err_msg=name)
+    for part in ("batch_stats", "params"):
+        pairs = zip(
+            jax.tree.leaves(getattr(single[0], part)),
+            jax.tree.leaves(getattr(sharded[0], part)),
+            strict=True,
+        )
+        for a, b in pairs:
+            np.testing.assert_allclose(b, a, rtol=1e-5, atol=1e-5)
+
+
+def test_a_teacher_split_over_fsdp_is_really_split(config):
+    step = OneStep(config, 8, fsdp=4)
+    sizes = [
+        (leaf.size, leaf.addressable_shards[0].data.size) for leaf in jax.tree.leaves(step.teacher)
+    ]
+    split = [whole for whole, part in sizes if part == whole // 4]
+    assert sum(split) > 0.7 * sum(whole for whole, _ in sizes)
+
+
+def test_no_recompilation_after_the_first_step(config, host_batches):
+    step = OneStep(config, 8)
+    for batch in host_batches:
+        step.run(batch)
+    assert step.step._cache_size() == 1
+
+
+def test_nothing_reaches_the_teacher_and_it_is_in_no_checkpoint(config, finished):
+    _, teacher, _ = state.place_model(
+        config, state.Model(tasks.make_task(config), config.seed), sharding.make_mesh(config.mesh)
+    )
+    saved = sum(f.stat().st_size for f in (finished / "checkpoints").rglob("*") if f.is_file())
+    teacher_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(teacher))
+    names = {p.name for p in (finished / "checkpoints" / "6").iterdir()}
+    assert names >= {"params", "batch_stats", "optimizer", "iterator", "identity"}
+    assert not any("teacher" in name for name in names)
+    assert teacher_bytes > 0 and saved > 0
+
+
+def test_metrics_hold_loss_terms_and_norms(finished):
+    records = read_metrics(finished)
+    assert [record["step"] for record in records] == [1, 2, 3, 4, 5, 6]
+    keys = {"loss", "silog", "ckd_divergence", "ckd_crossing", "vrkd"}
+    keys |= {"grad_norm", "param_norm", "update_norm", "learning_rate"}
+    assert keys <= set(records[0])
+    assert {"images_per_second", "eta_s"} <= set(read_metrics(finished, "speed")[0])
+    assert list(finished.glob("events.*"))
+    assert json.loads((finished / "config.json").read_text())["name"] == "tiny"
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(config, finished, tmp_path, monkeypatch):
+    """Dies without saving after step 5; the checkpoint of step 4 goes on."""
+
+    class Killed(Exception):
+        pass
+
+    original = train.Timer.tick
+
+    def tick(self, step):
+        if step == 5:
+            raise Killed
+        original(self, step)
+
+    monkeypatch.setattr(train.Timer, "tick", tick)
+    with pytest.raises(Killed):
+        train.train(config, tmp_path)
+    monkeypatch.undo()
+    assert train.train(config, tmp_path) is None
+    assert read_metrics(tmp_path) == read_metrics(finished)
+    expected, found = (
+        checkpoints.load_params(
+            folder, state.Model(tasks.make_task(config), config.seed).state[0], {"task": "student"}
+        )
+        for folder in (finished, tmp_path)
+    )
+    for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(found), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(config, finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "run")
+    for file in (tmp_path / "run" / "checkpoints" / "6" / "params").rglob("*"):
+        if file.is_file():
+            file.write_bytes(file.read_bytes()[:10])
+    assert train.train(config, tmp_path / "run") is None
+    assert read_metrics(tmp_path / "run") == read_metrics(finished)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c.student.update(canonical_focal_px=50.0), r"student is .*60\.0.*50\.0"),
+        (lambda c: c.teacher.update(binning="soft"), r"dpt_tiny/head .*dpt_tiny/soft "),
+    ],
+)
+def test_a_checkpoint_of_another_model_or_teacher_is_refused(config, finished, change, message):
+    other = config.copy_and_resolve_references()
+    change(other)
+    with pytest.raises(checkpoints.CheckpointError, match=message):
+        train.train(other, finished)
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_sample_ids(config, tmp_path, monkeypatch):
+    original = pipeline.put_on_devices
+
+    def poisoned(batch, sharding):
+        if 3 in batch["sample_index"].tolist():
+            batch = {**batch, "lidar_depth_m": np.full_like(batch["lidar_depth_m"], np.inf)}
+        return original(batch, sharding)
+
+    monkeypatch.setattr(pipeline, "put_on_devices", poisoned)
+    with pytest.raises(FloatingPointError, match=r"step 1: loss .*000001/00000.*not_finite"):
+        train.train(config, tmp_path)
+    assert (tmp_path / "not_finite" / "checkpoints" / "0").is_dir()
+
+
+def test_evaluation_reads_the_checkpoint_and_writes_the_report(config, finished):
+    results = evaluate.evaluate_run(config, finished)
+    assert list(results) == ["student", "trivial", "teacher"]
+    assert json.loads((finished / "report" / "results.json").read_text()) == results
+    assert set(results["student"]["cameras"]) == set(config.data.cameras)
+    text = (finished / "report" / "results.md").read_text()
+    assert "| trivial | mean of cameras |" in text
+    assert len(list((finished / "report").glob("*.png"))) == 1
+
+
+def test_evaluation_counts_padding_for_nothing(config, finished):
+    """Three validation samples in a batch of eight."""
+    predictor = evaluate.Predictor(lambda batch: jnp.full((8, 6, 4, 4), 10.0))
+    mesh = sharding.make_mesh(config.mesh)
+    result = evaluate.evaluate_split(config, {"ten": predictor}, "val", mesh)["ten"]
+    source, cameras = pipeline.open_data(config.data, "val")
+    errors = {name: [] for name in cameras}
+    for sample in (source[i] for i in range(len(source))):
+        ends = np.cumsum(sample["lidar_counts"])
+        for i, name in enumerate(sample["camera_names"]):
+            truth = sample["lidar_depth_m"][ends[i] - sample["lidar_counts"][i] : ends[i]]
+            truth = truth[(truth > 0.1) & (truth < 200)]
+            errors[name].append(np.mean(np.abs(10 - truth) / truth))
+    for name in cameras:
+        assert result["cameras"][name]["abs_rel"] == pytest.approx(np.mean(errors[name]), rel=1e-5)
+
+
+def test_trivial_predictor_is_the_median_of_the_training_lidar(config):
+    source, cameras = pipeline.open_data(config.data, "train")
+    depth = evaluate.trivial_depth(config, cameras)
+    rows, columns = evaluate.TRIVIAL_GRID
+    cells = {}
+    for sample in (source[i] for i in range(len(source))):
+        ends = np.cumsum(sample["lidar_counts"])
+        i = sample["camera_names"].index("CAMERA_09")
+        for p in range(ends[i] - sample["lidar_counts"][i], ends[i]):
+            u, v = sample["lidar_uv"][p]
+            cell = (int((v + 0.5) * rows / 30), int((u + 0.5) * columns / 48))
+            cells.setdefault(cell, []).append(sample["lidar_depth_m"][p])
+    camera = cameras.index("CAMERA_09")
+    for cell, values in cells.items():
+        lower = sorted(values)[(len(values) - 1) // 2]
+        assert depth[camera][cell] == pytest.approx(lower, rel=0.04)
+    assert (depth > 0).all()
+
+
+def test_terminate_saves_and_the_same_command_goes_on(data_dir, tmp_path):
+    """The real process: SIGTERM, exit code 143, then on to the end."""
+    script = tmp_path / "config.py"
+    script.write_text(
+        "import sys\n"
+        f"sys.path.insert(0, {os.path.dirname(__file__)!r})\n"
+        "from tiny_run import tiny_config\n"
+        "def get_config():\n"
+        f"    config = tiny_config({str(data_dir)!r})\n"
+        "    config.train.steps = 400\n"
+        "    config.train.checkpoint_every = 1000\n"
+        "    config.data.batch_size = 1\n"
+        "    config.data.eval_batch_size = 1\n"
+        "    return config\n"
+    )
+    workdir = tmp_path / "run"
+    command = [sys.executable, "-m", "fsmde_jax.main", f"--config={script}", f"--workdir={workdir}"]
+    environment = {**os.environ, "XLA_FLAGS": ""}
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not (workdir / "metrics.jsonl").exists():
+        time.sleep(0.2)
+    while time.monotonic() < deadline and not read_metrics(workdir):
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 128 + signal.SIGTERM, errors
+    assert "Traceback" not in errors
+    saved = checkpoints.latest_step(workdir)
+    assert saved and saved < 400
+    resumed = subprocess.run(
+        [*command, f"--config.train.steps={saved + 2}"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert resumed.returncode == 0, resumed.stderr
+    assert read_metrics(workdir)[-1]["step"] == saved + 2
+    assert "| student | mean of cameras |" in resumed.stdout
+
+
+def test_a_trained_student_predicts_metres_without_teacher_and_data(config, finished):
+    student = state.load_student(config, finished)
+    image = np.zeros((1, 2, 32, 64, 3), np.uint8)
+    intrinsics = np.tile(np.diag([60.0, 60.0, 1.0]), (1, 2, 1, 1)).astype(np.float32)
+    depth_m = student(jnp.asarray(image), jnp.asarray(intrinsics), jnp.ones((1, 2), bool)).depth_m
+    assert depth_m.shape == (1, 2, 32, 64)
+    assert (depth_m > 0.1).all() and (depth_m < 200).all()
