@@ -4,6 +4,9 @@ Files in `configs/` start from `default_config()`, which is locked: a misspelt k
 there and on the command line.
 """
 
+import json
+import pathlib
+
 import ml_collections
 from ml_collections import ConfigDict
 
@@ -36,6 +39,18 @@ def default_config() -> ConfigDict:
     # parameters. -1: all that are left.
     config.mesh = ConfigDict({"data": -1, "fsdp": 1})
     config.lock()
+    return config
+
+
+def load_config(workdir: pathlib.Path) -> ConfigDict:
+    """The configuration a run in `workdir` was made with; its teacher's stages are done."""
+    file = workdir / "config.json"
+    if not file.is_file():
+        raise ConfigError(f"{workdir} is no run's folder: there is no {file}")
+    values = json.loads(file.read_text())
+    del values["teacher"]["stages"]
+    config = default_config()
+    config.update(values)
     return config
 
 
@@ -78,7 +93,7 @@ def _world() -> ConfigDict:
 
 
 def _student() -> ConfigDict:
-    # size: "tiny", "resnet18", "resnet34" (fsmde_jax/models/student.py).
+    # size: "tiny", "small", "resnet18", "resnet34" (fsmde_jax/models/student.py).
     # encoder_weights: a hub id or folder of a transformers ResNet; "" starts from scratch.
     return ConfigDict({"size": "resnet18", "encoder_weights": "", "canonical_focal_px": 715.0873})
 

@@ -5,7 +5,6 @@ per camera, beside two references measured in the same pass, the trivial predict
 """
 
 import json
-import logging
 import pathlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -20,11 +19,9 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from fsmde_jax import metrics, sharding, tasks, visualize
-from fsmde_jax.config import default_config
+from fsmde_jax.config import load_config
 from fsmde_jax.data import pipeline
 from fsmde_jax.state import Model, TrainState, load_trained, place_model
-
-log = logging.getLogger(__name__)
 
 # The trivial predictor's cells, and the bins of its histograms in log depth (3 % wide).
 TRIVIAL_GRID = (96, 160)
@@ -224,14 +221,10 @@ def _draw(config: ConfigDict, predictor: Predictor, folder: pathlib.Path, mesh: 
 
 
 def main(_) -> None:
-    """Reads the run's own config and measures its checkpoint again."""
+    """Reads the run's own config and measures its newest checkpoint."""
     workdir = pathlib.Path(flags.FLAGS.workdir)
-    file = workdir / "config.json"
-    if not file.exists():
-        raise app.UsageError(f"--workdir={workdir} is no run: there is no {file}")
-    config = default_config()
-    config.update(ConfigDict(json.loads(file.read_text())))
-    log.info("\n%s", describe(config, evaluate_run(config, workdir)))
+    config = load_config(workdir)
+    print(describe(config, evaluate_run(config, workdir)))
 
 
 if __name__ == "__main__":

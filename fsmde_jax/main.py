@@ -16,7 +16,7 @@ from ml_collections import config_flags
 
 from fsmde_jax import checkpoints, dry_run, evaluate, prepare, stages
 from fsmde_jax import config as config_lib
-from fsmde_jax.data import dgp, prepared
+from fsmde_jax.data import dgp, prepared, world
 from fsmde_jax.models import weights
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Run configuration.", lock_config=True)
@@ -31,6 +31,7 @@ USER_ERRORS = (
     prepared.PreparedDataError,
     prepare.PrepareError,
     dgp.DgpError,
+    world.WorldError,
     FloatingPointError,
 )
 

@@ -39,7 +39,8 @@ def make_world(config: ConfigDict) -> None:
     directory = prepared.version_dir(pathlib.Path(data.data_dir), data.dataset, data.config_name)
     image_size, dense_depth = world.pop("image_size"), world.pop("dense_depth")
     source = pathlib.Path(data.data_dir) / "world_raw" / data.config_name
-    if not directory.is_dir():
+    # A world that is there already is checked against the config, and finished if it was cut off.
+    if source.is_dir() or not directory.is_dir():
         log.info("Rendering the miniature world into %s", source)
         write_world(WorldConfig(**world), source)
     summary = prepare.prepare(

@@ -39,6 +39,10 @@ _FIRST_SECOND = 1_556_919_594
 _TICKS_PER_S = 10_000_000  # file stems count 100 ns, as DDAD's do
 
 
+class WorldError(ValueError):
+    """A folder holds another world than the one asked for."""
+
+
 @dataclasses.dataclass(frozen=True)
 class WorldConfig:
     """What world to draw; the same config draws the same bytes.
@@ -83,7 +87,7 @@ def write_world(
         progress: show a bar with the time left.
 
     Raises:
-        ValueError: the folder holds a world of another config.
+        WorldError: the folder holds a world of another config.
     """
     directory.mkdir(parents=True, exist_ok=True)
     _claim(config, directory)
@@ -110,7 +114,7 @@ def _claim(config: WorldConfig, directory: pathlib.Path) -> None:
         return
     found = json.loads(path.read_text())
     if found != wanted:
-        raise ValueError(
+        raise WorldError(
             f"{path}: this folder holds a world made with {found}, but {wanted} is asked for; "
             "choose another folder, or delete this one"
         )
