@@ -1,0 +1,63 @@
+import json
+import pathlib
+import runpy
+
+import pytest
+
+from fsmde_jax import evaluate, stages
+from fsmde_jax.data.world import WorldError
+
+DEMO = runpy.run_path(str(pathlib.Path(__file__).parents[1] / "configs" / "demo.py"))
+
+
+def shrink(config, data_dir):
+    """Two streets, one instant each, two steps; on the eight devices of the tests."""
+    config.data.data_dir = str(data_dir)
+    config.data.batch_size = config.data.eval_batch_size = 8
+    config.data.points_per_image = 64
+    config.world.train_scenes = config.world.val_scenes = 1
+    config.world.samples_per_scene = 1
+    config.world.height, config.world.width = 50, 80
+    config.world.image_size = (32, 64)
+    config.objective.vrkd_grid = (2, 4)
+    config.bins.num_bins = 8
+    config.train.steps = 2
+    config.evaluation.pictures = 1
+    return config
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """The demo, shrunk: world, foundation, head, student."""
+    root = tmp_path_factory.mktemp("demo")
+    config = shrink(DEMO["get_config"](), root / "data")
+    for stage in (config.teacher.stages.foundation, config.teacher.stages.head):
+        shrink(stage, root / "data")
+    assert stages.run(config, root / "run") is None
+    return config, root / "run"
+
+
+def test_the_demo_goes_from_nothing_to_a_table(run):
+    config, workdir = run
+    results = evaluate.evaluate_run(config, workdir)
+    assert list(results) == ["student", "trivial", "teacher"]
+    assert len(results["student"]["cameras"]) == 6
+    assert list((workdir / "report").glob("*.png"))
+    for stage, task in (("teacher_foundation", "foundation"), ("teacher_head", "teacher_head")):
+        assert json.loads((workdir / stage / "config.json").read_text())["task"] == task
+
+
+def test_finished_stages_are_not_repeated(run):
+    config, workdir = run
+    before = {path: path.stat().st_mtime_ns for path in workdir.glob("**/checkpoints/2")}
+    assert len(before) == 3
+    assert stages.run(config, workdir) is None
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_another_world_in_the_same_folder_is_refused(run):
+    config, _ = run
+    other = config.copy_and_resolve_references()
+    other.world.seed = 99
+    with pytest.raises(WorldError, match="99"):
+        stages.make_world(other)
