@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 from jax.sharding import Mesh
-from jax.typing import ArrayLike
 from ml_collections import ConfigDict
 
 from fsmde_jax import checkpoints, sharding, tasks
@@ -19,14 +18,14 @@ from fsmde_jax.models import weights
 
 @flax.struct.dataclass
 class TrainState:
-    """All that a step changes."""
+    """All that a step changes: arrays, or in their places shapes or shardings."""
 
-    step: ArrayLike  # int32
+    step: Any  # int32
     params: nnx.State  # of the trainable part
     batch_stats: nnx.State
     opt_state: Any
     ema: nnx.State | None  # moving average of `params`
-    halted: ArrayLike  # a loss was not finite; nothing moves any more
+    halted: Any  # bool: a loss was not finite; nothing moves any more
 
     def items(self) -> dict[str, Any]:
         """The items of a checkpoint."""

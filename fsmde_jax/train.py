@@ -101,13 +101,15 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> int | None:
 
     Returns None when done, or the number of the signal that interrupted it (state saved).
     """
-    # ---------------------------------------------------------------- devices, logs
+    # ---------------------------------------------------------------- devices, logs, data
     mesh = sharding.make_mesh(config.mesh)
     batches_on = sharding.batch_sharding(mesh)
     stop = StopSignal()
     workdir.mkdir(parents=True, exist_ok=True)
     if jax.process_index() == 0:
         (workdir / "config.json").write_text(config.to_json_best_effort(indent=2) + "\n")
+    source, cameras = pipeline.open_data(config.data, config.data.train_split)
+    images_per_step = config.data.batch_size * len(cameras)
 
     # ---------------------------------------------------------------- model and teacher
     task = tasks.make_task(config)
@@ -131,8 +133,6 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> int | None:
     iterator = pipeline.train_batches(
         config.data, config.seed, batches_on, with_dense=task.needs_dense_depth
     )
-    source, cameras = pipeline.open_data(config.data, config.data.train_split)
-    images_per_step = config.data.batch_size * len(cameras)
 
     # ---------------------------------------------------------------- own checkpoint
     saver = checkpoints.Checkpoints(

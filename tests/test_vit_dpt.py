@@ -150,7 +150,7 @@ def test_tiny_model_is_alive_and_differentiable():
         return jnp.mean(out.inverse_depth**2) + jnp.mean(out.tokens**3), out
 
     (_, out), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
-    assert out.inverse_depth.shape == (2, 96, 160) and out.features.shape == (2, 48, 80, 32)
+    assert out.inverse_depth.shape == (2, 48, 80) and out.features.shape == (2, 24, 40, 48)
     assert (out.inverse_depth > 0).mean() > 0.99
     dead = [path for path, leaf in nnx.to_flat_state(gradients) if not jnp.any(leaf[...] != 0)]
     # Softmax does not see a constant added to all keys.
@@ -208,5 +208,5 @@ def test_unsupported_configurations_are_named(fields, message):
 
 def test_image_must_be_a_multiple_of_the_patch():
     model = nnx.eval_shape(lambda: DPT(DPTConfig.dpt_tiny(), rngs=nnx.Rngs(0)))
-    with pytest.raises(ValueError, match="100x160 is no multiple of patch_size 8"):
+    with pytest.raises(ValueError, match="100x160 is no multiple of patch_size 16"):
         nnx.eval_shape(lambda m: m(jnp.zeros((1, 100, 160, 3))), model)
