@@ -15,12 +15,14 @@ import orbax.checkpoint as ocp
 from flax import nnx
 from grain.checkpoint import CheckpointRestore, CheckpointSave
 
+from fsmde_jax.errors import UserError
+
 log = logging.getLogger(__name__)
 
 FOLDER = "checkpoints"
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError):
     """A checkpoint is missing or belongs to another model or teacher; the text names both."""
 
 

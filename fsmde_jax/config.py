@@ -10,8 +10,10 @@ import pathlib
 import ml_collections
 from ml_collections import ConfigDict
 
+from fsmde_jax.errors import UserError
 
-class ConfigError(ValueError):
+
+class ConfigError(UserError):
     """A value of the config cannot work; the text names the key and what to do."""
 
 

@@ -6,6 +6,7 @@ per camera, beside two references measured in the same pass, the trivial predict
 
 import json
 import pathlib
+import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -21,6 +22,7 @@ from tqdm import tqdm
 from fsmde_jax import metrics, sharding, tasks, visualize
 from fsmde_jax.config import load_config
 from fsmde_jax.data import pipeline
+from fsmde_jax.errors import UserError
 from fsmde_jax.state import Model, TrainState, load_trained, place_model
 
 # The trivial predictor's cells, and the bins of its histograms in log depth (3 % wide).
@@ -223,8 +225,11 @@ def _draw(config: ConfigDict, predictor: Predictor, folder: pathlib.Path, mesh: 
 def main(_) -> None:
     """Reads the run's own config and measures its newest checkpoint."""
     workdir = pathlib.Path(flags.FLAGS.workdir)
-    config = load_config(workdir)
-    print(describe(config, evaluate_run(config, workdir)))
+    try:
+        config = load_config(workdir)
+        print(describe(config, evaluate_run(config, workdir)))
+    except UserError as error:
+        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

@@ -14,26 +14,13 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
-from fsmde_jax import checkpoints, dry_run, evaluate, prepare, stages
 from fsmde_jax import config as config_lib
-from fsmde_jax.data import dgp, prepared, world
-from fsmde_jax.models import weights
+from fsmde_jax import dry_run, evaluate, stages
+from fsmde_jax.errors import UserError
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Run configuration.", lock_config=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder; default runs/<config.name>.")
 DRY_RUN = flags.DEFINE_bool("dry_run", False, "Build everything, print sizes, train nothing.")
-
-# What a user can mend: printed as one line, without a traceback.
-USER_ERRORS = (
-    config_lib.ConfigError,
-    checkpoints.CheckpointError,
-    weights.WeightsError,
-    prepared.PreparedDataError,
-    prepare.PrepareError,
-    dgp.DgpError,
-    world.WorldError,
-    FloatingPointError,
-)
 
 
 def main(_) -> None:
@@ -44,7 +31,7 @@ def main(_) -> None:
     jax.config.update("jax_compilation_cache_dir", os.path.expanduser(cache))
     try:
         run(CONFIG.value)
-    except USER_ERRORS as error:
+    except (UserError, FloatingPointError) as error:
         sys.exit(f"error: {error}")
 
 

@@ -36,6 +36,7 @@ from tensorflow_datasets.core import splits as tfds_splits
 from tqdm import tqdm
 
 from fsmde_jax.data import dgp, prepared
+from fsmde_jax.errors import UserError
 
 DATASETS = ("ddad", "world")
 REPORTS_DIR = "scenes"
@@ -44,7 +45,7 @@ _LISTED_SKIPS = 10
 Tick = Callable[[], None]
 
 
-class PrepareError(ValueError):
+class PrepareError(UserError):
     """The dataset cannot be made as asked; the text says why and what to do."""
 
 
@@ -621,7 +622,7 @@ def main(argv: list[str]) -> int:
             splits=tuple(values.splits),
             config_name=values.config_name,
         )
-    except (PrepareError, dgp.DgpError, OSError) as error:
+    except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

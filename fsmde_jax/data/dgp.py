@@ -25,11 +25,13 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image
 
+from fsmde_jax.errors import UserError
+
 SPLITS = {"train": "0", "val": "1", "test": "2"}
 QUATERNION_TOLERANCE = 1e-3
 
 
-class DgpError(ValueError):
+class DgpError(UserError):
     """A file of a recording is missing or broken; `path` names it."""
 
     def __init__(self, path: Path, problem: str):

@@ -14,12 +14,14 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
+from fsmde_jax.errors import UserError
+
 VERSION = "1.0.0"  # of the sample schema; raised together with tfds_builders/ddad
 RIG_FILE = "rig.json"
 RECORD_FILE = "prepare.json"
 
 
-class PreparedDataError(ValueError):
+class PreparedDataError(UserError):
     """A prepared dataset is missing, incomplete or has no such split; the text says what to do."""
 
 

@@ -19,11 +19,12 @@ from huggingface_hub import errors as hub_errors
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
 
+from fsmde_jax.errors import UserError
 from fsmde_jax.models.dpt import DPT, DPTConfig
 from fsmde_jax.models.resnet import ResNet
 
 
-class WeightsError(ValueError):
+class WeightsError(UserError):
     """Weights that are absent, unreadable or do not fit the model; says which and what to do."""
 
 

@@ -30,6 +30,7 @@ from fsmde_jax.data.world.sensors import (
     take_picture,
 )
 from fsmde_jax.data.world.street import build_street
+from fsmde_jax.errors import UserError
 
 CONFIG_FILE = "world_config.json"
 DATASET_FILE = "world.json"
@@ -39,7 +40,7 @@ _FIRST_SECOND = 1_556_919_594
 _TICKS_PER_S = 10_000_000  # file stems count 100 ns, as DDAD's do
 
 
-class WorldError(ValueError):
+class WorldError(UserError):
     """A folder holds another world than the one asked for."""
 
 
