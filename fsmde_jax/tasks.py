@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from fsmde_jax import checkpoints
 from fsmde_jax.config import ConfigError
 from fsmde_jax.losses.depth import affine_invariant_loss
-from fsmde_jax.losses.objective import student_objective
+from fsmde_jax.losses.objective import silog_on_lidar, student_objective
 from fsmde_jax.models import weights
 from fsmde_jax.models.dpt import DPT, DPTConfig, normalise
 from fsmde_jax.models.student import Student, StudentConfig
@@ -68,11 +68,10 @@ def _student(config: ConfigDict) -> Task:
 
 def _teacher_head(config: ConfigDict) -> Task:
     """The binning head of the teacher on LiDAR, the foundation model frozen."""
-    supervised = ConfigDict(config.objective)
-    supervised.update(ckd_divergence=0.0, ckd_crossing=0.0, vrkd=0.0)
 
     def loss(model, _, batch):
-        return student_objective(model(*_inputs(batch)), None, batch, supervised)
+        silog = silog_on_lidar(model(*_inputs(batch)).depth_m, batch, config.objective)
+        return silog, {"silog": silog}
 
     return Task(
         build_model=lambda rngs: build_teacher(config, rngs),

@@ -20,14 +20,7 @@ def student_objective(
 
     A term of weight 0 is not computed; without teacher only SILog remains.
     """
-    size = batch["image"].shape[2:4]
-    valid = batch["lidar_depth_m"] > 0
-
-    def silog(depth_m: Float[Array, "b n h w"]) -> Float[Array, ""]:
-        at_lidar = depth.sample_at_lidar(depth_m, batch["lidar_xy"], size)
-        return depth.silog(at_lidar, batch["lidar_depth_m"], valid, config.silog_variance_focus)
-
-    terms = {"silog": silog(student.depth_m)}
+    terms = {"silog": silog_on_lidar(student.depth_m, batch, config)}
     if teacher is not None:
         teacher_logits = _resize_maps(teacher.logits, student.bins.logits.shape[2:4])
         if config.ckd_divergence:
@@ -35,9 +28,8 @@ def student_objective(
                 teacher_logits, student.bins.logits, batch["camera_mask"], config.ckd_temperature
             )
         if config.ckd_crossing:
-            terms["ckd_crossing"] = silog(
-                cross_interaction.crossed_depth(teacher_logits, student.bins.centers_m)
-            )
+            crossed_m = cross_interaction.crossed_depth(teacher_logits, student.bins.centers_m)
+            terms["ckd_crossing"] = silog_on_lidar(crossed_m, batch, config)
         if config.vrkd:
             terms["vrkd"] = view_relational.view_relational_loss(
                 view_relational.pool_tokens(teacher.features, config.vrkd_grid),
@@ -49,6 +41,15 @@ def student_objective(
             )
     total = sum((config[name] * value for name, value in terms.items()), start=jnp.zeros(()))
     return total, terms
+
+
+def silog_on_lidar(
+    depth_m: Float[Array, "b n h w"], batch: dict[str, Array], config: ConfigDict
+) -> Float[Array, ""]:
+    """SILog of a depth map, at any resolution, at the batch's LiDAR points."""
+    at_lidar = depth.sample_at_lidar(depth_m, batch["lidar_xy"], batch["image"].shape[2:4])
+    valid = batch["lidar_depth_m"] > 0
+    return depth.silog(at_lidar, batch["lidar_depth_m"], valid, config.silog_variance_focus)
 
 
 def _resize_maps(
