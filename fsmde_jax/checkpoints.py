@@ -45,6 +45,9 @@ class Checkpoints:
         """Saves in the background; a step that is there already is not saved again."""
         if step in self._manager.all_steps():
             return
+        # From the host: of replicated arrays Orbax would save a slice per device, and first
+        # compile that slicing, array by array.
+        state = jax.device_get(state)
         items = {name: ocp.args.StandardSave(tree) for name, tree in state.items()}
         self._manager.save(
             step,

@@ -25,11 +25,11 @@ def report(config: ConfigDict) -> str:
     """Modules with parameter counts, the batch's shapes, the step's memory a device."""
     mesh = sharding.make_mesh(config.mesh)
     task = tasks.make_task(config)
-    model = Model(task, config.seed, abstract=True)
+    model = Model(task, config.seed)
     batch = batch_shapes(config, task)
     lines = [f"{config.name}: task {config.task}, {mesh.size} device(s), {dict(mesh.shape)}", ""]
-    lines += _modules("trained", model.state[0])
-    lines += _modules("frozen", model.state[2]) + _modules("teacher", model.teacher_state)
+    lines += _modules("trained", model.params)
+    lines += _modules("frozen", model.frozen) + _modules("teacher", model.teacher_state)
     lines += ["", "batch:"]
     lines += [f"  {name:20s} {leaf.dtype!s:8s} {leaf.shape}" for name, leaf in batch.items()]
     lines += ["", "compiling the step ..."]
@@ -80,14 +80,18 @@ def _modules(title: str, state: Any) -> list[str]:
 def _memory(config: ConfigDict, task: tasks.Task, model: Model, mesh: Mesh, batch: dict) -> str:
     """Bytes by the compiler's own analysis of the sharded step."""
     state = nnx.eval_shape(
-        lambda: init_state(model, make_optimizer(config), config.optimizer.ema_decay > 0)
+        lambda params, stats: init_state(
+            params, stats, make_optimizer(config), config.optimizer.ema_decay > 0
+        ),
+        model.params,
+        model.batch_stats,
     )
     place = lambda tree, shardings: jax.tree.map(  # noqa: E731
         lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s), tree, shardings
     )
     everywhere = jax.tree.map(lambda _: sharding.replicated(mesh), state)
     split = jax.tree.map(lambda _: sharding.batch_sharding(mesh), batch)
-    frozen, teacher = model.state[2], model.teacher_state
+    frozen, teacher = model.frozen, model.teacher_state
     step = make_train_step(config, task, model, mesh)
     compiled = step.lower(
         place(state, everywhere),

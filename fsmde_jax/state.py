@@ -42,37 +42,45 @@ class TrainState:
 class Model:
     """A task's modules as graph definitions and states: what `jax.jit` can take.
 
-    Args:
-      abstract: shapes only, nothing is initialised (for `--dry_run`).
+    Shapes only; nothing is initialised before it is asked for, since most states are loaded.
 
     Attributes:
       graphdef, eval_graphdef: the model in training and in evaluation mode.
-      state: (trainable parameters, batch statistics, frozen rest).
-      teacher_graphdef, teacher_state: the frozen teacher, or None and an empty tree.
+      params, batch_stats, frozen: shapes of the trainable parameters, batch statistics, the rest.
+      teacher_graphdef, teacher_state: the frozen teacher and its shapes, or None and an empty tree.
     """
 
-    def __init__(self, task: tasks.Task, seed: int, abstract: bool = False):
-        run = jax.eval_shape if abstract else _run_once
-        model = nnx.eval_shape(lambda: task.build_model(nnx.Rngs(seed)))
+    def __init__(self, task: tasks.Task, seed: int):
+        self._build = lambda: task.build_model(nnx.Rngs(seed))
+        self._split = lambda model: nnx.state(model, task.trainable, nnx.BatchStat, ...)
+        model = nnx.eval_shape(self._build)
+        self.params, self.batch_stats, self.frozen = self._split(model)
         model.eval()
         self.eval_graphdef = nnx.graphdef(model)
         model.train()
         self.graphdef = nnx.graphdef(model)
-        self.state = run(
-            lambda: nnx.state(task.build_model(nnx.Rngs(seed)), task.trainable, nnx.BatchStat, ...)
-        )
         self.teacher_graphdef, self.teacher_state = None, {}
         if task.build_teacher:
-            teacher = nnx.eval_shape(lambda: task.build_teacher(nnx.Rngs(seed + 1)))
+            self._build_teacher = lambda: task.build_teacher(nnx.Rngs(seed + 1))
+            teacher = nnx.eval_shape(self._build_teacher)
             teacher.eval()
-            self.teacher_graphdef = nnx.graphdef(teacher)
-            self.teacher_state = run(lambda: nnx.state(task.build_teacher(nnx.Rngs(seed + 1))))
+            self.teacher_graphdef, self.teacher_state = nnx.split(teacher)
 
-    def start_from(self, encoder_weights: str) -> None:
-        """Replaces a fresh student's encoder by a pretrained ResNet (`weights.load_resnet`)."""
-        model = self.merge(*self.state, train=True)
+    def init(self) -> tuple[nnx.State, nnx.State]:
+        """Fresh (params, batch_stats)."""
+        return _run_once(lambda: self._split(self._build())[:2])
+
+    def init_from_encoder(self, encoder_weights: str) -> tuple[nnx.State, nnx.State]:
+        """A fresh student around a pretrained ResNet (`weights.load_resnet`)."""
+        model = self.merge(*self.init(), self.frozen, train=True)
         weights.load_resnet(encoder_weights, model.encoder)
-        self.state = (nnx.state(model, nnx.Param), nnx.state(model, nnx.BatchStat), self.state[2])
+        return self._split(model)[:2]
+
+    def init_frozen(self) -> tuple[nnx.State, Any]:
+        """Random (frozen, teacher_state): for tests."""
+        frozen = _run_once(lambda: self._split(self._build())[2])
+        teacher = self.teacher_graphdef and _run_once(lambda: nnx.state(self._build_teacher()))
+        return frozen, teacher or {}
 
     def merge(self, params: Any, batch_stats: Any, frozen: Any, train: bool) -> nnx.Module:
         """The module of a state."""
@@ -85,9 +93,10 @@ class Model:
         return self.teacher_graphdef and nnx.merge(self.teacher_graphdef, teacher_state)
 
 
-def init_state(model: Model, optimizer: optax.GradientTransformation, ema: bool) -> TrainState:
+def init_state(
+    params: nnx.State, batch_stats: nnx.State, optimizer: optax.GradientTransformation, ema: bool
+) -> TrainState:
     """The state before the first step."""
-    params, batch_stats, _ = model.state
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
@@ -100,21 +109,19 @@ def init_state(model: Model, optimizer: optax.GradientTransformation, ema: bool)
 
 def place_model(config: ConfigDict, model: Model, mesh: Mesh) -> tuple[Any, Any, str | None]:
     """(frozen, teacher_state, teacher's name) on the mesh, with the weights the config names."""
-    frozen, name = model.state[2], None
-    if config.task == "teacher_head":
-        frozen = _load_frozen_foundation(config, frozen)
-        name = _teacher_name(config, frozen)
-    teacher_state = model.teacher_state
-    if model.teacher_graphdef:
+    frozen, teacher_state, name = model.frozen, model.teacher_state, None
+    if config.teacher.weights == "random":
+        frozen, teacher_state = model.init_frozen()
+    elif config.task == "teacher_head":
+        frozen = tasks.load_teacher_weights(config, frozen)
+    elif model.teacher_graphdef:
         teacher_state = tasks.load_teacher_weights(config, teacher_state)
+    if config.task == "teacher_head":
+        name = _teacher_name(config, frozen)
+    elif model.teacher_graphdef:
         name = _teacher_name(config, teacher_state)
     place = lambda tree: jax.device_put(tree, sharding.fsdp_sharding(tree, mesh))  # noqa: E731
     return place(frozen), place(teacher_state), name
-
-
-def _load_frozen_foundation(config: ConfigDict, frozen: nnx.State) -> nnx.State:
-    """The frozen part of a teacher whose head is being trained: its foundation model."""
-    return nnx.merge_state(frozen, tasks.load_teacher_weights(config, frozen))
 
 
 def _teacher_name(config: ConfigDict, state: Any) -> str:
@@ -125,21 +132,20 @@ def load_trained(
     config: ConfigDict, model: Model, workdir: pathlib.Path, identity: dict[str, Any]
 ) -> tuple[Any, Any]:
     """(parameters, batch statistics) of the newest checkpoint: the moving average if kept."""
-    params, batch_stats, _ = model.state
     item = "ema" if config.optimizer.ema_decay else "params"
     return (
-        checkpoints.load_params(workdir, params, identity, item),
-        checkpoints.load_params(workdir, batch_stats, identity, "batch_stats"),
+        checkpoints.load_params(workdir, model.params, identity, item),
+        checkpoints.load_params(workdir, model.batch_stats, identity, "batch_stats"),
     )
 
 
 def load_student(config: ConfigDict, workdir: pathlib.Path) -> nnx.Module:
     """The trained student of a run, ready to predict; needs no teacher and no data."""
     task = tasks.make_task(config)._replace(build_teacher=None)
-    model = Model(task, config.seed, abstract=True)
+    model = Model(task, config.seed)
     identity = {"task": "student", "student": config.student.to_dict()}
     params, batch_stats = load_trained(config, model, workdir, identity)
-    return model.merge(params, batch_stats, model.state[2], train=False)
+    return model.merge(params, batch_stats, model.frozen, train=False)
 
 
 def _run_once(make: Callable[[], Any]) -> Any:

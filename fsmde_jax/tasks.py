@@ -171,29 +171,27 @@ def build_teacher(config: ConfigDict, rngs: nnx.Rngs) -> Teacher:
 
 
 def load_teacher_weights(config: ConfigDict, state: nnx.State) -> nnx.State:
-    """The teacher's state on the host with `teacher.weights` and `teacher.head_weights` in it.
+    """`teacher.weights` and, for a trained head, `teacher.head_weights`, on the host.
 
-    A head without `head_weights` keeps its fresh parameters: only the task that trains it may.
+    `state` gives the structure: of the whole teacher, or of what stays frozen while its head
+    is trained.
     """
-    source, head_source = config.teacher.weights, config.teacher.head_weights
-    parts = dict(state)
-    if source != "random":
-        parts["foundation"] = _foundation_weights(config, source, state["foundation"])
-    if config.task == "student" and config.teacher.binning == "head" and source != "random":
-        if not head_source:
+    parts = {"foundation": _foundation_weights(config, state["foundation"])}
+    if "head" in state:
+        if not config.teacher.head_weights:
             raise ConfigError(
                 "config.teacher.binning='head' needs a trained binning head: set "
                 "config.teacher.head_weights to the folder of a 'teacher_head' run, name that "
                 "run's config as config.teacher.stages.head, or use config.teacher.binning='soft'"
             )
+        folder = pathlib.Path(config.teacher.head_weights)
         identity = {"task": "teacher_head", "bins": config.bins.to_dict()}
-        parts["head"] = checkpoints.load_params(
-            pathlib.Path(head_source), {"head": state["head"]}, identity
-        )["head"]
+        parts["head"] = checkpoints.load_params(folder, {"head": state["head"]}, identity)["head"]
     return nnx.State(parts)
 
 
-def _foundation_weights(config: ConfigDict, source: str, state: nnx.State) -> nnx.State:
+def _foundation_weights(config: ConfigDict, state: nnx.State) -> nnx.State:
+    source = config.teacher.weights
     folder = pathlib.Path(source).expanduser()
     if (folder / "checkpoints").is_dir():
         identity = {"task": "foundation", "foundation": config.teacher.size}

@@ -114,11 +114,13 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> int | None:
     # ---------------------------------------------------------------- model and teacher
     task = tasks.make_task(config)
     model = Model(task, config.seed)
-    if config.task == "student" and config.student.encoder_weights:
-        model.start_from(config.student.encoder_weights)
     frozen, teacher_state, teacher_name = place_model(config, model, mesh)
-    optimizer = make_optimizer(config)
-    state = init_state(model, optimizer, ema=config.optimizer.ema_decay > 0)
+    if config.task == "student" and config.student.encoder_weights:
+        params, batch_stats = model.init_from_encoder(config.student.encoder_weights)
+    else:
+        params, batch_stats = model.init()
+    ema = config.optimizer.ema_decay > 0
+    state = init_state(params, batch_stats, make_optimizer(config), ema)
     state = jax.device_put(state, sharding.replicated(mesh))
     log.info(
         "%s: %s trained, %s frozen beside it (%s), on %s",

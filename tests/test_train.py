@@ -54,7 +54,7 @@ class OneStep:
         task = tasks.make_task(config)
         model = state.Model(task, config.seed)
         self.frozen, self.teacher, self.name = state.place_model(config, model, self.mesh)
-        start = state.init_state(model, train.make_optimizer(config), ema=False)
+        start = state.init_state(*model.init(), train.make_optimizer(config), ema=False)
         self.state = jax.device_put(start, sharding.replicated(self.mesh))
         self.step = train.make_train_step(config, task, model, self.mesh)
 
@@ -151,7 +151,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(config, finished, tmp_path, m
     assert read_metrics(tmp_path) == read_metrics(finished)
     expected, found = (
         checkpoints.load_params(
-            folder, state.Model(tasks.make_task(config), config.seed).state[0], {"task": "student"}
+            folder, state.Model(tasks.make_task(config), config.seed).params, {"task": "student"}
         )
         for folder in (finished, tmp_path)
     )
