@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
+from absl import logging as absl_logging
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
@@ -224,6 +225,7 @@ def _draw(config: ConfigDict, predictor: Predictor, folder: pathlib.Path, mesh: 
 
 def main(_) -> None:
     """Reads the run's own config and measures its newest checkpoint."""
+    absl_logging.set_verbosity(absl_logging.WARNING)  # Orbax tells much at INFO
     workdir = pathlib.Path(flags.FLAGS.workdir)
     try:
         config = load_config(workdir)
