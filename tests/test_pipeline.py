@@ -172,3 +172,11 @@ def test_batch_size_must_fit_the_devices(config, mesh):
     other.data.batch_size = 6
     with pytest.raises(ValueError, match=r"config\.data\.batch_size=6"):
         pipeline.train_batches(other.data, 0, sharding.batch_sharding(mesh))
+
+
+def test_worker_processes_give_the_same_batches(config, mesh):
+    with_worker = config.copy_and_resolve_references()
+    with_worker.data.num_workers = 1
+    for a, b in zip(load(config, mesh, 2), load(with_worker, mesh, 2), strict=True):
+        for name in a:
+            np.testing.assert_array_equal(a[name], b[name], err_msg=name)
