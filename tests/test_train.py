@@ -224,3 +224,14 @@ def test_a_trained_student_predicts_metres_without_teacher_and_data(config, fini
     depth_m = student(jnp.asarray(image), jnp.asarray(intrinsics), jnp.ones((1, 2), bool)).depth_m
     assert depth_m.shape == (1, 2, 32, 64)
     assert (depth_m > 0.1).all() and (depth_m < 200).all()
+
+
+def test_a_soft_teacher_needs_no_head(config, tmp_path):
+    soft = config.copy_and_resolve_references()
+    soft.teacher.binning, soft.train.steps = "soft", 2
+    assert train.train(soft, tmp_path) is None
+    records = read_metrics(tmp_path)
+    assert len(records) == 2
+    for record in records:
+        assert all(np.isfinite(value) for name, value in record.items() if name != "kind")
+        assert record["ckd_divergence"] > 0 and record["ckd_crossing"] > 0 and record["vrkd"] > 0
