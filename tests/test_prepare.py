@@ -1,3 +1,4 @@
+import functools
 import io
 import json
 import os
@@ -464,7 +465,9 @@ def command(raw, out, *more, limit=""):
     python = [sys.executable, "-m", "fsmde_jax.prepare", "--dataset=ddad", f"--source={raw}"]
     python += [f"--data_dir={out}", "--image_size=15x24", *more]
     line = ["bash", "-c", f'{limit} exec "$@"', "bash", *python]
-    return subprocess.Popen(line, cwd=REPOSITORY, stdout=-1, stderr=-1, text=True)
+    # Tests that a shell started in the background ignore Ctrl-C, and so would what they start.
+    heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    return subprocess.Popen(line, cwd=REPOSITORY, stdout=-1, stderr=-1, text=True, preexec_fn=heed)
 
 
 def hold_up(raw, scene_id="000001"):
