@@ -108,10 +108,19 @@ def _bins() -> ConfigDict:
 
 def _teacher() -> ConfigDict:
     teacher = ConfigDict()
-    teacher.size = "dpt_large"  # a named constructor of fsmde_jax/models/dpt.py
     # Foundation weights: a hub id, a folder with config.json and model.safetensors, or the
     # folder of a "foundation" run. "random" is for tests and --dry_run.
     teacher.weights = "Intel/dpt-large"
+    # The architecture: "" is that of the weights' config.json; for models trained or drawn here
+    # a name of `FOUNDATION_SIZES` in fsmde_jax/tasks.py.
+    teacher.size = ""
+    # The foundation model's input. image: "student" (the image the student sees, colour jitter
+    # and all) or "prepared" (as prepared: not shrunk, not jittered). resize: "patch" (up to the
+    # next multiple of the patch) or "processor" (as the checkpoint's image processor does).
+    teacher.image = "student"
+    teacher.resize = "patch"
+    # 0.1 resizes DINOv2's position embedding as the official code does, 0 as transformers does.
+    teacher.position_offset = 0.0
     teacher.head_weights = ""  # for binning "head": the folder of a "teacher_head" run
     teacher.binning = "head"  # how bin probabilities come about: "head" or "soft"
     # "soft": nearest and farthest bin in normalised inverse depth, and the softness.
@@ -186,6 +195,11 @@ def validate(config: ml_collections.ConfigDict) -> None:
         )
     if teacher.binning not in ("head", "soft"):
         raise ConfigError(f"config.teacher.binning is {teacher.binning!r}; use 'head' or 'soft'")
+    for key, allowed in (("image", ("student", "prepared")), ("resize", ("patch", "processor"))):
+        if teacher[key] not in allowed:
+            raise ConfigError(
+                f"config.teacher.{key} is {teacher[key]!r}; use {' or '.join(map(repr, allowed))}"
+            )
     if config.task == "student" and teacher.binning == "soft" and bins.centers_of == "rig":
         raise ConfigError(
             "config.bins.centers_of='rig' needs config.teacher.binning='head': soft bins are "

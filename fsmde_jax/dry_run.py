@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from fsmde_jax import sharding, tasks
 from fsmde_jax.config import ConfigError
+from fsmde_jax.models import hub_config
 from fsmde_jax.state import Model, init_state
 from fsmde_jax.train import make_optimizer, make_train_step
 
@@ -24,6 +25,8 @@ GIB = 2.0**30
 def report(config: ConfigDict) -> str:
     """Modules with parameter counts, the batch's shapes, the step's memory a device."""
     mesh = sharding.make_mesh(config.mesh)
+    if not config.teacher.size and config.teacher.weights in hub_config.PUBLISHED:
+        config.teacher.size = config.teacher.weights
     task = tasks.make_task(config)
     model = Model(task, config.seed)
     batch = batch_shapes(config, task)
@@ -52,6 +55,9 @@ def batch_shapes(config: ConfigDict, task: tasks.Task) -> dict[str, jax.ShapeDty
         "neighbour_mask": ((b, n), jnp.bool_),
         "sample_index": ((b,), jnp.int32),
     }
+    if config.teacher.image == "prepared":
+        prepared_size = map(int, _prepared_size(config))
+        fields["teacher_image"] = ((b, n, *prepared_size, 3), jnp.uint8)
     if task.needs_dense_depth:
         fields["dense_depth_m"] = ((b, n, height, width), jnp.float32)
     return {name: jax.ShapeDtypeStruct(*field) for name, field in fields.items()}

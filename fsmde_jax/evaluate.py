@@ -43,7 +43,12 @@ def evaluate_split(
 ) -> dict[str, dict]:
     """Results of each predictor over a split, in one pass: `CameraTable.compute` by name."""
     source, cameras = pipeline.open_data(config.data, split)
-    batches = pipeline.eval_batches(config.data, split, sharding.batch_sharding(mesh))
+    batches = pipeline.eval_batches(
+        config.data,
+        split,
+        sharding.batch_sharding(mesh),
+        with_prepared=config.teacher.image == "prepared",
+    )
     measure = {name: _make_measure(config, p, mesh) for name, p in predictors.items()}
     tables = {name: metrics.CameraTable.empty(cameras) for name in predictors}
     count = -(-len(source) // config.data.eval_batch_size)
@@ -174,8 +179,7 @@ def _references(config: ConfigDict, model: Model, teacher_state: Any) -> dict[st
 
         @jax.jit
         def teacher_depth(state, batch):
-            inputs = (batch["image"], batch["intrinsics"], batch["camera_mask"])
-            return model.merge_teacher(state)(*inputs).depth_m
+            return model.merge_teacher(state)(*tasks.teacher_inputs(batch)).depth_m
 
         references["teacher"] = Predictor(
             lambda batch: teacher_depth(teacher_state, batch), median_scaling=True
@@ -208,7 +212,10 @@ def _draw(config: ConfigDict, predictor: Predictor, folder: pathlib.Path, mesh: 
     count = min(config.evaluation.pictures, len(source))
     wanted = set(np.linspace(0, len(source) - 1, count).round().astype(int).tolist())
     batches = pipeline.eval_batches(
-        config.data, config.data.eval_split, sharding.batch_sharding(mesh)
+        config.data,
+        config.data.eval_split,
+        sharding.batch_sharding(mesh),
+        with_prepared=config.teacher.image == "prepared",
     )
     replicate = jax.jit(lambda tree: tree, out_shardings=sharding.replicated(mesh))
     for batch in batches:

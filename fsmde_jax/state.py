@@ -108,24 +108,25 @@ def init_state(
 
 
 def place_model(config: ConfigDict, model: Model, mesh: Mesh) -> tuple[Any, Any, str | None]:
-    """(frozen, teacher_state, teacher's name) on the mesh, with the weights the config names."""
+    """(frozen, teacher_state, teacher's name) on the mesh, with the weights the config names.
+
+    The name is the fingerprint of a foundation model whose head is trained.
+    """
     frozen, teacher_state, name = model.frozen, model.teacher_state, None
+    shardings = [sharding.fsdp_sharding(tree, mesh) for tree in (frozen, teacher_state)]
     if config.teacher.weights == "random":
-        frozen, teacher_state = model.init_frozen()
+        frozen, teacher_state = jax.device_put(model.init_frozen(), tuple(shardings))
     elif config.task == "teacher_head":
-        frozen = tasks.load_teacher_weights(config, frozen)
+        frozen = tasks.load_teacher_weights(config, frozen, shardings[0])
     elif model.teacher_graphdef:
-        teacher_state = tasks.load_teacher_weights(config, teacher_state)
+        teacher_state = tasks.load_teacher_weights(config, teacher_state, shardings[1])
     if config.task == "teacher_head":
-        name = _teacher_name(config, frozen)
+        name = checkpoints.fingerprint(frozen)
     elif model.teacher_graphdef:
-        name = _teacher_name(config, teacher_state)
-    place = lambda tree: jax.device_put(tree, sharding.fsdp_sharding(tree, mesh))  # noqa: E731
-    return place(frozen), place(teacher_state), name
-
-
-def _teacher_name(config: ConfigDict, state: Any) -> str:
-    return f"{config.teacher.size}/{config.teacher.binning} {checkpoints.fingerprint(state)}"
+        label = config.teacher.size or config.teacher.weights
+        fingerprint = checkpoints.fingerprint(teacher_state)
+        name = f"{label}/{config.teacher.binning} {fingerprint}"
+    return frozen, teacher_state, name
 
 
 def load_trained(

@@ -4,6 +4,7 @@ A task names the model, which of its parameters learn, the frozen teacher beside
 and the depth that evaluation measures; `train.py` is the same for all.
 """
 
+import dataclasses
 import pathlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -18,12 +19,16 @@ from fsmde_jax import checkpoints
 from fsmde_jax.config import ConfigError
 from fsmde_jax.losses.depth import affine_invariant_loss
 from fsmde_jax.losses.objective import silog_on_lidar, student_objective
-from fsmde_jax.models import weights
-from fsmde_jax.models.dpt import DPT, DPTConfig, normalise
+from fsmde_jax.models import hub_config, weights
+from fsmde_jax.models.dpt import DPT, DPTConfig
+from fsmde_jax.models.preprocess import Preprocessing
 from fsmde_jax.models.student import Student, StudentConfig
 from fsmde_jax.models.teacher import Teacher, relative_depth
 
 Batch = dict[str, Array]
+
+# Architectures by name: those of published checkpoints, and the small one of the demo.
+FOUNDATION_SIZES = {**hub_config.PUBLISHED, "dpt_tiny": DPTConfig.dpt_tiny()}
 
 
 class Task(NamedTuple):
@@ -53,7 +58,7 @@ def _student(config: ConfigDict) -> Task:
     distils = any(objective[name] for name in ("ckd_divergence", "ckd_crossing", "vrkd"))
 
     def loss(model, teacher, batch):
-        output = teacher(*_inputs(batch)) if teacher else None
+        output = teacher(*teacher_inputs(batch)) if teacher else None
         return student_objective(model(*_inputs(batch)), output, batch, objective)
 
     return Task(
@@ -70,7 +75,7 @@ def _teacher_head(config: ConfigDict) -> Task:
     """The binning head of the teacher on LiDAR, the foundation model frozen."""
 
     def loss(model, _, batch):
-        silog = silog_on_lidar(model(*_inputs(batch)).depth_m, batch, config.objective)
+        silog = silog_on_lidar(model(*teacher_inputs(batch)).depth_m, batch, config.objective)
         return silog, {"silog": silog}
 
     return Task(
@@ -78,7 +83,7 @@ def _teacher_head(config: ConfigDict) -> Task:
         trainable=lambda path, value: path[0] == "head" and isinstance(value, nnx.Param),
         build_teacher=None,
         loss=loss,
-        predict=lambda model, batch: model(*_inputs(batch)).depth_m,
+        predict=lambda model, batch: model(*teacher_inputs(batch)).depth_m,
         median_scaling=False,
     )
 
@@ -86,9 +91,11 @@ def _teacher_head(config: ConfigDict) -> Task:
 def _foundation(config: ConfigDict) -> Task:
     """A relative-depth model on dense truth: unseen in metres, like MiDaS."""
 
+    architecture, preprocessing = foundation(config)
+
     def inverse_depth(model, batch) -> Float[Array, "i h w"]:
-        image = batch["image"]
-        return model(normalise(image.reshape(-1, *image.shape[2:]))).inverse_depth
+        image = batch["image"].reshape(-1, *batch["image"].shape[2:])
+        return model(preprocessing(image, image.shape[1:3])).prediction
 
     def loss(model, _, batch):
         predicted = inverse_depth(model, batch)
@@ -110,7 +117,7 @@ def _foundation(config: ConfigDict) -> Task:
         return depth.reshape(*batch["image"].shape[:2], *depth.shape[1:])
 
     return Task(
-        build_model=lambda rngs: DPT(foundation_config(config), rngs=rngs),
+        build_model=lambda rngs: DPT(architecture, rngs=rngs),
         trainable=nnx.Param,
         build_teacher=None,
         loss=loss,
@@ -122,6 +129,12 @@ def _foundation(config: ConfigDict) -> Task:
 
 def _inputs(batch: Batch) -> tuple[Array, Array, Array]:
     return batch["image"], batch["intrinsics"], batch["camera_mask"]
+
+
+def teacher_inputs(batch: Batch) -> tuple[Array, Array, Array]:
+    """Image, intrinsics and camera mask for the teacher, whose image may be another one."""
+    image = batch.get("teacher_image", batch["image"])
+    return image, batch["intrinsics"], batch["camera_mask"]
 
 
 def _head_options(config: ConfigDict) -> dict:
@@ -145,20 +158,37 @@ def build_student(config: ConfigDict, rngs: nnx.Rngs) -> Student:
     )
 
 
-def foundation_config(config: ConfigDict) -> DPTConfig:
-    """The foundation model's sizes by name."""
-    sizes = {"dpt_large": DPTConfig.dpt_large, "dpt_tiny": DPTConfig.dpt_tiny}
-    if config.teacher.size not in sizes:
+def foundation(config: ConfigDict) -> tuple[DPTConfig, Preprocessing]:
+    """The foundation model's sizes and image processor: by name, or as its files say."""
+    size, source = config.teacher.size, config.teacher.weights
+    if size and size not in FOUNDATION_SIZES:
         raise ConfigError(
-            f"config.teacher.size is {config.teacher.size!r}; use one of {sorted(sizes)}"
+            f"config.teacher.size is {size!r}; use '' (as config.teacher.weights says) or one of "
+            f"{sorted(FOUNDATION_SIZES)}"
         )
-    return sizes[config.teacher.size]()
+    if size:
+        found = FOUNDATION_SIZES[size]
+        preprocessing = hub_config.default_preprocessing(found)
+    elif source in ("", "random") or _is_run(source):
+        raise ConfigError(
+            f"config.teacher.weights={source!r} does not say which architecture it is: set "
+            f"config.teacher.size to one of {sorted(FOUNDATION_SIZES)}"
+        )
+    else:
+        found, preprocessing = weights.read_dpt_config(source)
+    offset = config.teacher.position_offset
+    return dataclasses.replace(found, position_offset=offset), preprocessing
+
+
+def _is_run(source: str) -> bool:
+    return (pathlib.Path(source).expanduser() / checkpoints.FOLDER).is_dir()
 
 
 def build_teacher(config: ConfigDict, rngs: nnx.Rngs) -> Teacher:
     """The teacher's modules with fresh parameters; `load_teacher_weights` fills them."""
     return Teacher(
-        foundation_config(config),
+        *foundation(config),
+        resize=config.teacher.resize,
         binning=config.teacher.binning,
         num_bins=config.bins.num_bins,
         canonical_focal_px=config.student.canonical_focal_px,
@@ -170,13 +200,14 @@ def build_teacher(config: ConfigDict, rngs: nnx.Rngs) -> Teacher:
     )
 
 
-def load_teacher_weights(config: ConfigDict, state: nnx.State) -> nnx.State:
-    """`teacher.weights` and, for a trained head, `teacher.head_weights`, on the host.
+def load_teacher_weights(config: ConfigDict, state: nnx.State, shardings: nnx.State) -> nnx.State:
+    """`teacher.weights` and, for a trained head, `teacher.head_weights`, on their devices.
 
     `state` gives the structure: of the whole teacher, or of what stays frozen while its head
     is trained.
     """
-    parts = {"foundation": _foundation_weights(config, state["foundation"])}
+    loaded = _foundation_weights(config, state["foundation"], shardings["foundation"])
+    parts = {"foundation": loaded}
     if "head" in state:
         if not config.teacher.head_weights:
             raise ConfigError(
@@ -185,38 +216,50 @@ def load_teacher_weights(config: ConfigDict, state: nnx.State) -> nnx.State:
                 "run's config as config.teacher.stages.head, or use config.teacher.binning='soft'"
             )
         folder = pathlib.Path(config.teacher.head_weights)
-        identity = {"task": "teacher_head", "bins": config.bins.to_dict()}
-        parts["head"] = checkpoints.load_params(folder, {"head": state["head"]}, identity)["head"]
+        trained = _head_identity(config, checkpoints.fingerprint(nnx.State(parts)))
+        head = checkpoints.load_params(folder, {"head": state["head"]}, trained)["head"]
+        parts["head"] = jax.device_put(head, shardings["head"])
     return nnx.State(parts)
 
 
-def _foundation_weights(config: ConfigDict, state: nnx.State) -> nnx.State:
+def _foundation_weights(config: ConfigDict, state: nnx.State, shardings: nnx.State) -> nnx.State:
     source = config.teacher.weights
-    folder = pathlib.Path(source).expanduser()
-    if (folder / "checkpoints").is_dir():
+    if _is_run(source):
         identity = {"task": "foundation", "foundation": config.teacher.size}
-        return checkpoints.load_params(folder, state, identity)
-    loaded_config, loaded = weights.load_dpt(source)
-    if loaded_config != foundation_config(config):
-        raise ConfigError(
-            f"config.teacher.weights={source!r} is {loaded_config}, but config.teacher.size="
-            f"{config.teacher.size!r} is {foundation_config(config)}"
-        )
-    return loaded
+        loaded = checkpoints.load_params(pathlib.Path(source), state, identity)
+        return jax.device_put(loaded, shardings)
+    wanted, _ = foundation(config)
+    if config.teacher.size:
+        found, _ = weights.read_dpt_config(source)
+        if dataclasses.replace(found, position_offset=wanted.position_offset) != wanted:
+            raise ConfigError(
+                f"config.teacher.weights={source!r} is {found}, but config.teacher.size="
+                f"{config.teacher.size!r} is {wanted}"
+            )
+    return weights.load_dpt(source, wanted, state, shardings)
 
 
-def identity(config: ConfigDict, teacher_fingerprint: str | None) -> dict[str, Any]:
-    """What a checkpoint must share with a config to go on with it, in words a user can compare."""
-    trained: dict[str, Any] = {"task": config.task}
-    if config.task == "student":
-        trained |= {"student": config.student.to_dict(), "bins": config.bins.to_dict()}
+def _head_identity(config: ConfigDict, foundation_fingerprint: str | None) -> dict[str, Any]:
+    """What a trained binning head must share with the teacher that takes it."""
+    return {
+        "task": "teacher_head",
+        "bins": config.bins.to_dict(),
+        "foundation": foundation_fingerprint,
+    }
+
+
+def identity(config: ConfigDict, teacher: str | None) -> dict[str, Any]:
+    """What a checkpoint must share with a config to go on with it, in words a user can compare.
+
+    `teacher` is the third that `state.place_model` returns.
+    """
+    dataset = {"dataset": config.data.dataset}
     if config.task == "teacher_head":
-        trained |= {"bins": config.bins.to_dict()}
-    if config.task in ("teacher_head", "foundation"):
-        trained |= {"foundation": config.teacher.size}
-    trained["dataset"] = config.data.dataset
-    trained["teacher"] = teacher_fingerprint
-    return trained
+        return _head_identity(config, teacher) | dataset
+    if config.task == "foundation":
+        return {"task": "foundation", "foundation": config.teacher.size} | dataset
+    sizes = {"student": config.student.to_dict(), "bins": config.bins.to_dict()}
+    return {"task": "student"} | sizes | dataset | {"teacher": teacher}
 
 
 def count_parameters(state: Any) -> int:

@@ -133,7 +133,11 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> int | None:
 
     # ---------------------------------------------------------------- input
     iterator = pipeline.train_batches(
-        config.data, config.seed, batches_on, with_dense=task.needs_dense_depth
+        config.data,
+        config.seed,
+        batches_on,
+        with_dense=task.needs_dense_depth,
+        with_prepared=config.teacher.image == "prepared",
     )
 
     # ---------------------------------------------------------------- own checkpoint

@@ -1,17 +1,20 @@
 """DPT against transformers' torch model, stage by stage, on random weights; resizing; sizes."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
-from fsmde_jax.models.dpt import DPT, DPTConfig, normalise
-from fsmde_jax.models.resize import resize_bilinear
-from fsmde_jax.models.weights import DPT_TABLE, load_state_dict_into
+from fsmde_jax.models.dpt import DPT, DPTConfig
+from fsmde_jax.models.hub_config import dpt_config
+from fsmde_jax.models.resize import resize_bicubic, resize_bilinear
+from fsmde_jax.models.weights import load_state_dict_into, table_of
 
 # Largest error over the largest reference value; what float32 leaves, with a factor to spare.
-TOLERANCES = {"embed": 1e-6, "encode": 1e-5, "reassemble": 1e-5, "fuse": 2e-5, "head": 5e-5}
+TOLERANCES = {"embed": 1e-5, "encode": 1e-5, "reassemble": 1e-5, "fuse": 2e-5, "head": 5e-5}
 
 TINY = dict(
     hidden_size=24,
@@ -24,14 +27,74 @@ TINY = dict(
     neck_hidden_sizes=[8, 12, 16, 24],
     fusion_hidden_size=16,
 )
+HYBRID = TINY | dict(
+    is_hybrid=True,
+    image_size=64,
+    patch_size=16,
+    neck_hidden_sizes=[16, 24, 16, 24],
+    reassemble_factors=[1, 1, 1, 0.5],
+    backbone_featmap_shape=[1, 32, 4, 4],
+    backbone_config=dict(
+        model_type="bit",
+        embedding_size=16,
+        hidden_sizes=[16, 24, 32, 40],
+        depths=[1, 2, 2],
+        num_groups=4,
+        global_padding="same",
+        layer_type="bottleneck",
+        embedding_dynamic_padding=True,
+        out_features=["stage1", "stage2", "stage3"],
+    ),
+)
+ANYTHING = dict(
+    backbone=dict(
+        hidden_size=24,
+        num_hidden_layers=4,
+        num_attention_heads=2,
+        image_size=42,
+        patch_size=14,
+        out_indices=[1, 2, 3, 4],
+    ),
+    reassemble_hidden_size=24,
+    neck_hidden_sizes=[8, 12, 16, 24],
+    fusion_hidden_size=16,
+)
 
+# name: (family, options, image size)
 CASES = {
-    "native": (dict(readout_type="project"), (32, 32)),
-    "wide": (dict(readout_type="project", layer_norm_eps=1e-6), (24, 64)),
-    "odd_grid": (dict(readout_type="add", reassemble_factors=[2, 1, 0.5, 0.25]), (40, 56)),
-    "ignore": (dict(readout_type="ignore", qkv_bias=False, head_in_index=2), (32, 48)),
-    "projection": (dict(fusion_hidden_size=256, add_projection=True), (16, 32)),
+    "native": ("dpt", TINY, (32, 32)),
+    "wide": ("dpt", TINY | dict(layer_norm_eps=1e-6), (24, 64)),
+    "odd_grid": (
+        "dpt",
+        TINY | dict(readout_type="add", reassemble_factors=[2, 1, 0.5, 0.25]),
+        (40, 56),
+    ),
+    "ignore": (
+        "dpt",
+        TINY | dict(readout_type="ignore", qkv_bias=False, head_in_index=2),
+        (32, 48),
+    ),
+    "projection": ("dpt", TINY | dict(fusion_hidden_size=256, add_projection=True), (16, 32)),
+    "hybrid": ("dpt", HYBRID, (64, 64)),
+    "hybrid_wide": ("dpt", HYBRID, (48, 80)),
+    "depth_anything": ("depth_anything", ANYTHING, (42, 42)),
+    "depth_anything_wide": ("depth_anything", ANYTHING, (42, 70)),
+    "depth_anything_metric": (
+        "depth_anything",
+        ANYTHING | dict(depth_estimation_type="metric", max_depth=80, head_hidden_size=24),
+        (56, 84),
+    ),
 }
+
+
+def make_pair(case: str, torch_reference):
+    """A random torch model, ours with its weights, an image."""
+    family, options, size = CASES[case]
+    torch_model = getattr(torch_reference, family)(**options)
+    config = dpt_config(torch_model.config.to_dict())
+    model = DPT(config, rngs=nnx.Rngs(0))
+    load_state_dict_into(model, torch_reference.state_dict(torch_model), table_of(config))
+    return torch_model, model, random_image(*size)
 
 
 def relative_error(ours, reference) -> float:
@@ -43,16 +106,16 @@ def relative_error(ours, reference) -> float:
 
 def our_stages(model: DPT, image: jax.Array) -> dict[str, list[jax.Array]]:
     """Outputs of every stage, in the order of `DPT.__call__`."""
-    tokens = model.embed(image)
+    stem_maps, tokens = model.embed(image)
     hidden_states, last = model.encode(tokens)
-    maps = model.reassemble(hidden_states, model.config.grid(*image.shape[1:3]))
+    maps = model.reassemble(stem_maps, hidden_states, model.config.grid(*image.shape[1:3]))
     fused = model.fuse(maps)
     return {
         "embed": [tokens],
         "encode": [*hidden_states, last],
         "reassemble": maps,
         "fuse": fused,
-        "head": [model.head(fused[model.config.head_in_index])],
+        "head": [model.head(fused[model.config.head_in_index], image.shape[1:3])],
     }
 
 
@@ -79,46 +142,73 @@ def torch_reference():
 
 @pytest.mark.parametrize("case", CASES)
 def test_every_stage_equals_torch(case, torch_reference):
-    options, size = CASES[case]
-    torch_model = torch_reference.dpt(**{**TINY, **options})
-    model = DPT(DPTConfig.from_hf(torch_model.config.to_dict()), rngs=nnx.Rngs(0))
-    load_state_dict_into(model, torch_reference.state_dict(torch_model), DPT_TABLE)
-    image = random_image(*size)
-    reference = torch_reference.dpt_stages(torch_model, image)
+    torch_model, model, image = make_pair(case, torch_reference)
+    reference = torch_reference.stages(torch_model, image)
     assert reference["head"][0].min() > 0  # the last ReLU hides no error
     errors = stage_errors(model, reference, image)
     assert all(errors[name] < TOLERANCES[name] for name in TOLERANCES), errors
 
 
-def test_whole_call_equals_torch(torch_reference):
-    torch_model = torch_reference.dpt(**TINY)
-    model = DPT(DPTConfig.from_hf(torch_model.config.to_dict()), rngs=nnx.Rngs(0))
-    load_state_dict_into(model, torch_reference.state_dict(torch_model), DPT_TABLE)
-    image = random_image(32, 32)
+def test_official_position_embedding_equals_torch(torch_reference):
+    torch_model, model, image = make_pair("depth_anything_wide", torch_reference)
+    hub = stage_errors(model, torch_reference.stages(torch_model, image), image)
+    torch_reference.use_official_positions(torch_model)
+    reference = torch_reference.stages(torch_model, image)
+    assert stage_errors(model, reference, image)["embed"] > 100 * hub["embed"]  # they differ
+    config = dataclasses.replace(model.config, position_offset=0.1)
+    official = DPT(config, rngs=nnx.Rngs(0))
+    nnx.update(official, nnx.state(model))
+    errors = stage_errors(official, reference, image)
+    assert all(errors[name] < TOLERANCES[name] for name in TOLERANCES), errors
+
+
+@pytest.mark.parametrize("case", ["native", "hybrid", "depth_anything_wide"])
+def test_whole_call_equals_torch(case, torch_reference):
+    torch_model, model, image = make_pair(case, torch_reference)
     reference = torch_model(torch_reference.to_torch(image)).predicted_depth.detach().numpy()
     out = nnx.jit(lambda m, x: m(x))(model, jnp.asarray(image))
-    assert relative_error(out.inverse_depth, reference) < TOLERANCES["head"]
-    assert out.features.shape == (2, 32, 32, 16)  # head reads half of its output's resolution
-    assert out.tokens.shape == (2, 4, 4, 24)
+    assert relative_error(out.prediction, reference) < TOLERANCES["head"]
+    assert out.features.shape[-1] == 16
+    assert out.tokens.shape == (2, *model.config.grid(*image.shape[1:3]), 24)
 
 
+@pytest.mark.parametrize("case", ["native", "hybrid", "depth_anything"])
 @pytest.mark.parametrize("mutation", ["swap_query_key", "transpose_query"])
-def test_parity_catches_what_shapes_do_not(mutation, torch_reference):
-    torch_model = torch_reference.dpt(**TINY)
+def test_parity_catches_what_shapes_do_not(case, mutation, torch_reference):
+    torch_model, model, image = make_pair(case, torch_reference)
     tensors = torch_reference.state_dict(torch_model)
-    query, key = (f"dpt.encoder.layer.2.attention.attention.{n}.weight" for n in ("query", "key"))
+    keys = [key for key in tensors if "layer.2.attention" in key and key.endswith("weight")]
+    (query,) = (key for key in keys if ".query." in key or ".q_proj." in key)
+    (key,) = (key for key in keys if ".key." in key or ".k_proj." in key)
     if mutation == "swap_query_key":
         # Swapping the weights alone changes q k^T to k q^T: attention transposed.
         tensors[query], tensors[key] = tensors[key], tensors[query]
     else:
         tensors[query] = tensors[query].T
-    model = DPT(DPTConfig.from_hf(torch_model.config.to_dict()), rngs=nnx.Rngs(0))
-    load_state_dict_into(model, tensors, DPT_TABLE)
-    image = random_image(32, 32)
-    errors = stage_errors(model, torch_reference.dpt_stages(torch_model, image), image)
+    load_state_dict_into(model, tensors, table_of(model.config))
+    errors = stage_errors(model, torch_reference.stages(torch_model, image), image)
     assert errors["embed"] < TOLERANCES["embed"]
     assert errors["encode"] > 100 * TOLERANCES["encode"]
     assert errors["head"] > 10 * TOLERANCES["head"]
+
+
+@pytest.mark.parametrize("offset", [0.0, 0.1])
+@pytest.mark.parametrize("size", [(14, 22), (7, 11), (5, 17), (9, 10)])
+def test_bicubic_equals_torch(size, offset, torch_reference):
+    """By size as transformers does, and by factor as the official DINOv2 code does."""
+    x = np.random.default_rng(0).normal(size=(2, 7, 11, 3)).astype(np.float32)
+    target = dict(size=size)
+    if offset:
+        target = dict(
+            scale_factor=tuple((n + offset) / m for n, m in zip(size, (7, 11), strict=True))
+        )
+    reference = torch_reference.torch.nn.functional.interpolate(
+        torch_reference.to_torch(x), **target, mode="bicubic", align_corners=False
+    )
+    ours = resize_bicubic(jnp.asarray(x), size, offset=offset)
+    if offset and size == (7, 11):  # the official code leaves the native size alone
+        reference = torch_reference.to_torch(x)
+    assert relative_error(ours, torch_reference.to_numpy(reference)) < 1e-5
 
 
 @pytest.mark.parametrize("align_corners", [False, True])
@@ -147,11 +237,11 @@ def test_tiny_model_is_alive_and_differentiable():
 
     def loss(params):
         out = nnx.merge(graph, params)(image)
-        return jnp.mean(out.inverse_depth**2) + jnp.mean(out.tokens**3), out
+        return jnp.mean(out.prediction**2) + jnp.mean(out.tokens**3), out
 
     (_, out), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
-    assert out.inverse_depth.shape == (2, 48, 80) and out.features.shape == (2, 24, 40, 48)
-    assert (out.inverse_depth > 0).mean() > 0.99
+    assert out.prediction.shape == (2, 48, 80) and out.features.shape == (2, 24, 40, 48)
+    assert (out.prediction > 0).mean() > 0.99
     dead = [path for path, leaf in nnx.to_flat_state(gradients) if not jnp.any(leaf[...] != 0)]
     # Softmax does not see a constant added to all keys.
     assert all(path[-2:] == ("key", "bias") for path in dead), dead
@@ -165,34 +255,111 @@ def test_bfloat16_computes_near_float32_with_float32_parameters():
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(nnx.state(half)))
     call = nnx.jit(lambda m, x: m(x))
     a, b = call(full, image), call(half, image)
-    assert b.features.dtype == jnp.bfloat16 and b.inverse_depth.dtype == jnp.float32
-    assert relative_error(b.inverse_depth, a.inverse_depth) < 0.05
+    assert b.features.dtype == jnp.bfloat16 and b.prediction.dtype == jnp.float32
+    assert relative_error(b.prediction, a.prediction) < 0.05
 
 
-def test_normalise_maps_bytes_to_one_and_minus_one():
-    image = jnp.asarray([[[0, 255, 51]]], jnp.uint8)
-    np.testing.assert_allclose(normalise(image), [[[-1.0, 1.0, -0.6]]], atol=1e-6)
+HUB = {
+    "dpt_large": (
+        {
+            "model_type": "dpt",
+            "hidden_size": 1024,
+            "num_hidden_layers": 24,
+            "num_attention_heads": 16,
+            "intermediate_size": 4096,
+            "backbone_out_indices": [5, 11, 17, 23],
+            "neck_hidden_sizes": [256, 512, 1024, 1024],
+            "is_hybrid": None,
+        },
+        DPTConfig.dpt_large(),
+    ),
+    "dpt_hybrid": (
+        {
+            "model_type": "dpt",
+            "is_hybrid": True,
+            "neck_hidden_sizes": [256, 512, 768, 768],
+            "reassemble_factors": [1, 1, 1, 0.5],
+            "backbone_out_indices": [2, 5, 8, 11],
+            "neck_ignore_stages": [0, 1],
+            "backbone_config": {
+                "global_padding": "same",
+                "layer_type": "bottleneck",
+                "depths": [3, 4, 9],
+                "out_features": ["stage1", "stage2", "stage3"],
+                "embedding_dynamic_padding": True,
+            },
+        },
+        DPTConfig.dpt_hybrid(),
+    ),
+    "depth_anything_v1_large": (
+        {
+            "model_type": "depth_anything",
+            "backbone_config": {
+                "model_type": "dinov2",
+                "hidden_size": 1024,
+                "num_hidden_layers": 24,
+                "num_attention_heads": 16,
+                "image_size": 518,
+                "out_indices": [21, 22, 23, 24],
+                "reshape_hidden_states": False,
+            },
+            "reassemble_hidden_size": 1024,
+            "neck_hidden_sizes": [256, 512, 1024, 1024],
+            "fusion_hidden_size": 256,
+        },
+        DPTConfig.depth_anything("large", version=1),
+    ),
+    "depth_anything_v2_small": (
+        {
+            "model_type": "depth_anything",
+            "backbone_config": {
+                "model_type": "dinov2",
+                "hidden_size": 384,
+                "num_attention_heads": 6,
+                "image_size": 518,
+                "out_features": ["stage3", "stage6", "stage9", "stage12"],
+                "out_indices": [3, 6, 9, 12],
+                "reshape_hidden_states": False,
+            },
+            "max_depth": None,
+        },
+        DPTConfig.depth_anything("small"),
+    ),
+}
 
 
-def test_large_configuration_is_that_of_the_hub():
-    hub = {
-        "model_type": "dpt",
-        "hidden_size": 1024,
-        "num_hidden_layers": 24,
-        "num_attention_heads": 16,
-        "intermediate_size": 4096,
-        "backbone_out_indices": [5, 11, 17, 23],
-        "neck_hidden_sizes": [256, 512, 1024, 1024],
-        "is_hybrid": None,
-    }
-    assert DPTConfig.from_hf(hub) == DPTConfig.dpt_large()
+@pytest.mark.parametrize("name", HUB)
+def test_named_sizes_are_those_of_the_hub(name):
+    values, expected = HUB[name]
+    assert dpt_config(values) == expected
+
+
+def test_metric_checkpoints_say_so():
+    values = HUB["depth_anything_v2_small"][0]
+    metric = dpt_config(values | {"depth_estimation_type": "metric", "max_depth": 80})
+    assert metric.predicts_metres and metric.max_depth_m == 80
+    assert not dpt_config(values).predicts_metres
 
 
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"model_type": "depth_anything"}, "model_type is 'depth_anything', supported: 'dpt'"),
-        ({"model_type": "dpt", "is_hybrid": True}, "is_hybrid"),
+        (
+            {"model_type": "glpn", "architectures": ["GLPNForDepthEstimation"]},
+            r"'glpn' \(architecture GLPNForDepthEstimation\).*Supported: DPT with a plain ViT",
+        ),
+        (
+            {"model_type": "dpt", "backbone_config": {"model_type": "beit"}},
+            "backbone_config is .*beit",
+        ),
+        (
+            {"model_type": "depth_anything", "backbone_config": {"model_type": "swin"}},
+            "model_type is 'swin', supported: 'dinov2'",
+        ),
+        (
+            {"model_type": "depth_anything", "backbone_config": {"use_swiglu_ffn": True}},
+            "use_swiglu_ffn is True",
+        ),
         ({"model_type": "dpt", "readout_type": "sum"}, "readout_type 'sum'"),
         ({"model_type": "dpt", "num_hidden_layers": 4}, "backbone_out_indices"),
         ({"model_type": "dpt", "neck_hidden_sizes": [1, 2]}, "differ in length"),
@@ -203,7 +370,7 @@ def test_large_configuration_is_that_of_the_hub():
 )
 def test_unsupported_configurations_are_named(fields, message):
     with pytest.raises(ValueError, match=message):
-        DPTConfig.from_hf(fields)
+        dpt_config(fields)
 
 
 def test_image_must_be_a_multiple_of_the_patch():

@@ -11,6 +11,7 @@ from safetensors.numpy import save_file
 
 from fsmde_jax.models import resnet
 from fsmde_jax.models.dpt import DPT, DPTConfig
+from fsmde_jax.models.hub_config import dpt_config
 from fsmde_jax.models.weights import (
     DPT_TABLE,
     RESNET_TABLE,
@@ -18,6 +19,7 @@ from fsmde_jax.models.weights import (
     load_dpt,
     load_resnet,
     load_state_dict_into,
+    read_dpt_config,
 )
 
 CONFIG = {
@@ -81,8 +83,16 @@ def folder(tmp_path, tensors):
     return tmp_path
 
 
+def load(source) -> tuple[DPTConfig, nnx.State]:
+    """A checkpoint's architecture and parameters, on one device."""
+    config, _ = read_dpt_config(source)
+    shapes = nnx.state(nnx.eval_shape(lambda: DPT(config, rngs=nnx.Rngs(0))), nnx.Param)
+    one_device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return config, load_dpt(source, config, shapes, jax.tree.map(lambda _: one_device, shapes))
+
+
 def tiny_dpt() -> DPT:
-    return DPT(DPTConfig.from_hf(CONFIG), rngs=nnx.Rngs(0))
+    return DPT(dpt_config(CONFIG), rngs=nnx.Rngs(0))
 
 
 def test_names_and_shapes_are_those_of_transformers():
@@ -97,8 +107,8 @@ def test_names_and_shapes_are_those_of_transformers():
 @pytest.mark.parametrize("form", ["folder", "file", "text"])
 def test_folder_and_file_load(form, folder, tensors):
     source = {"folder": folder, "file": folder / "model.safetensors", "text": str(folder)}[form]
-    config, state = load_dpt(source)
-    assert config == DPTConfig.from_hf(CONFIG)
+    config, state = load(source)
+    assert config == dpt_config(CONFIG)
     model = tiny_dpt()
     load_state_dict_into(model, tensors, DPT_TABLE)
     jax.tree.map(np.testing.assert_array_equal, state, nnx.state(model, nnx.Param))
@@ -109,11 +119,11 @@ def test_folder_and_file_load(form, folder, tensors):
 
 
 def test_loaded_state_runs_in_a_model(folder):
-    config, state = load_dpt(folder)
+    config, state = load(folder)
     model = nnx.eval_shape(lambda: DPT(config, rngs=nnx.Rngs(0)))
     graph, _ = nnx.split(model)
     out = jax.jit(lambda s, x: nnx.merge(graph, s)(x))(state, jnp.ones((1, 16, 32, 3)))
-    assert out.inverse_depth.shape == (1, 32, 64)  # factors 4, 2, 1, 0.5 over patches of 8
+    assert out.prediction.shape == (1, 32, 64)  # factors 4, 2, 1, 0.5 over patches of 8
 
 
 def test_half_precision_and_pretraining_pooler_are_accepted(folder, tensors):
@@ -121,7 +131,7 @@ def test_half_precision_and_pretraining_pooler_are_accepted(folder, tensors):
     tensors["dpt.pooler.dense.weight"] = np.zeros((12, 12), np.float16)
     tensors["dpt.pooler.dense.bias"] = np.zeros(12, np.float16)
     save_file(tensors, folder / "model.safetensors")
-    _, state = load_dpt(folder)
+    _, state = load(folder)
     assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(state))
 
 
@@ -196,7 +206,7 @@ def test_truncated_file_is_named(folder):
     file = folder / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(WeightsError, match=r"model\.safetensors: cannot be read.*truncated"):
-        load_dpt(folder)
+        load(folder)
 
 
 @pytest.mark.parametrize(
@@ -204,7 +214,7 @@ def test_truncated_file_is_named(folder):
     [
         (None, "config.json"),
         ("{", "config.json"),
-        ('{"model_type": "glpn"}', "config.json.*'glpn', supported: 'dpt'"),
+        ('{"model_type": "glpn"}', "config.json: model_type is 'glpn'"),
         ("[]", "config.json"),
     ],
 )
@@ -213,19 +223,22 @@ def test_bad_config_is_named(folder, text, message):
     if text is not None:
         (folder / "config.json").write_text(text)
     with pytest.raises(WeightsError, match=message):
-        load_dpt(folder)
+        load(folder)
 
 
 def test_absent_sources_are_named(tmp_path, monkeypatch):
     (tmp_path / "pytorch_model.bin").write_bytes(b"")
+    with pytest.raises(WeightsError, match=r"config\.json"):
+        load(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
     with pytest.raises(WeightsError, match=r"model\.safetensors: missing; convert"):
-        load_dpt(tmp_path)
+        load(tmp_path)
     with pytest.raises(WeightsError, match="no such file or folder"):
-        load_dpt(tmp_path / "nowhere" / "at all")
+        load(tmp_path / "nowhere" / "at all")
 
     def offline(repo, **kwargs):
         raise FileNotFoundError("no route to the hub")
 
     monkeypatch.setattr("fsmde_jax.models.weights.snapshot_download", offline)
     with pytest.raises(WeightsError, match=r"Intel/dpt-large: neither.*no route.*HF_HUB_OFFLINE"):
-        load_dpt("Intel/dpt-large")
+        load("Intel/dpt-large")

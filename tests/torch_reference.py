@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
-from transformers import DPTConfig, DPTForDepthEstimation  # noqa: E402
+from transformers import (  # noqa: E402
+    DepthAnythingConfig,
+    DepthAnythingForDepthEstimation,
+    Dinov2Config,
+    DPTConfig,
+    DPTForDepthEstimation,
+)
 
 
 def randomise(model, seed: int):
@@ -46,35 +52,88 @@ def to_numpy(tensor) -> np.ndarray:
 def dpt(seed: int = 0, **sizes):
     """A random DPTForDepthEstimation; the last layer keeps the depth over its ReLU."""
     model = randomise(DPTForDepthEstimation(DPTConfig(**sizes)), seed)
-    model.head.head[4].weight.data.abs_()
-    model.head.head[4].bias.data.abs_()
+    return _above_zero(model, model.head.head[4])
+
+
+def depth_anything(seed: int = 0, backbone: dict | None = None, **sizes):
+    """A random DepthAnythingForDepthEstimation; `backbone` are Dinov2Config's sizes."""
+    backbone_config = Dinov2Config(reshape_hidden_states=False, **(backbone or {}))
+    config = DepthAnythingConfig(backbone_config=backbone_config, **sizes)
+    model = randomise(DepthAnythingForDepthEstimation(config), seed)
+    return _above_zero(model, model.head.conv3)
+
+
+def use_official_positions(model):
+    """Resizes a DINOv2's position embedding as its official code does: by factor, offset 0.1."""
+    embeddings = model.backbone.embeddings
+    patch = model.config.patch_size
+
+    def resized(tokens, height, width):
+        class_position = embeddings.position_embeddings[:, :1]
+        positions = embeddings.position_embeddings[:, 1:]
+        side = round(positions.shape[1] ** 0.5)
+        if (height // patch, width // patch) == (side, side):
+            return embeddings.position_embeddings
+        factors = ((height // patch + 0.1) / side, (width // patch + 0.1) / side)
+        positions = torch.nn.functional.interpolate(
+            positions.reshape(1, side, side, -1).permute(0, 3, 1, 2),
+            scale_factor=factors,
+            mode="bicubic",
+        )
+        return torch.cat([class_position, positions.flatten(2).transpose(1, 2)], dim=1)
+
+    embeddings.interpolate_pos_encoding = resized
+
+
+def _above_zero(model, last_conv):
+    last_conv.weight.data.abs_()
+    last_conv.bias.data.abs_()
     return model
 
 
 @torch.no_grad()
-def dpt_stages(model, image: np.ndarray) -> dict[str, list[np.ndarray]]:
-    """Outputs of every stage. The neck is told the grid, or it would assume a square one."""
-    config, seen = model.config, {}
-
-    def keep(name):
-        return lambda module, inputs, output: seen.setdefault(name, output)
-
-    modules = {f"layer{i}": model.dpt.encoder.layer[i] for i in config.backbone_out_indices}
-    modules |= {"embed": model.dpt.embeddings, "norm": model.dpt.layernorm}
-    modules |= {"reassemble": model.neck.reassemble_stage}
-    hooks = [module.register_forward_hook(keep(name)) for name, module in modules.items()]
-    model.dpt(to_torch(image))
-    layers = [seen[f"layer{i}"] for i in config.backbone_out_indices]
-    grid = (image.shape[1] // config.patch_size, image.shape[2] // config.patch_size)
-    fused = model.neck(layers, *grid)
-    depth = model.head(fused)
+def stages(model, image: np.ndarray) -> dict[str, list[np.ndarray]]:
+    """Outputs of every stage, by hooks; the grid is told, or DPT would assume a square one."""
+    is_dpt = model.config.model_type == "dpt"
+    transformer = model.dpt if is_dpt else model.backbone
+    names = {"embed": transformer.embeddings, "reassemble": model.neck.reassemble_stage}
+    names |= {"norm": transformer.layernorm, "fuse": model.neck.fusion_stage, "head": model.head}
+    layers = transformer.encoder.layer
+    names |= {f"layer{i}": layer for i, layer in enumerate(layers)}
+    seen = {name: [] for name in names}
+    hooks = [
+        module.register_forward_hook(lambda m, i, output, name=name: seen[name].append(output))
+        for name, module in names.items()
+    ]
+    pixels, patch = to_torch(image), model.config.patch_size
+    grid = (image.shape[1] // patch, image.shape[2] // patch)
+    if is_dpt:
+        embed = transformer.embeddings(pixels, **_any_size(model))
+        tokens = embed.last_hidden_states
+        for layer in layers:
+            tokens = layer(tokens)
+        transformer.layernorm(tokens)
+        chosen = model.config.backbone_out_indices[2 if model.config.is_hybrid else 0 :]
+        maps = list(embed.intermediate_activations or []) if model.config.is_hybrid else []
+        hidden = [seen[f"layer{i}"][0] for i in chosen]
+        model.head(model.neck([*maps, *hidden], *grid))
+        encoded, tokens = [*hidden, seen["norm"][0]], seen["embed"][0].last_hidden_states
+    else:
+        model(pixels)
+        # The backbone normalises each chosen layer; the last of them is the last layer.
+        encoded, tokens = [*seen["norm"], seen["norm"][-1]], seen["embed"][0]
     for hook in hooks:
         hook.remove()
-    stages = {
-        "embed": [seen["embed"].last_hidden_states],
-        "encode": [*layers, seen["norm"]],
-        "reassemble": seen["reassemble"],
-        "fuse": fused,
-        "head": [depth],
+    found = {
+        "embed": [tokens],
+        "encode": encoded,
+        "reassemble": seen["reassemble"][0],
+        "fuse": seen["fuse"][0],
+        "head": [seen["head"][0]],
     }
-    return {name: [to_numpy(x) for x in outputs] for name, outputs in stages.items()}
+    return {name: [to_numpy(x) for x in outputs] for name, outputs in found.items()}
+
+
+def _any_size(model) -> dict[str, bool]:
+    """transformers' hybrid refuses other sizes than its own unless its embedding is told."""
+    return {"interpolate_pos_encoding": True} if model.config.is_hybrid else {}

@@ -36,7 +36,7 @@ def flip_rig(sample: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     order = rig.mirror_order(sample["vehicle_from_camera"], sample["camera_mask"])
     width = sample["image"].shape[2]
     flipped = dict(sample)
-    for name in ("image", "dense_depth_m"):
+    for name in ("image", "teacher_image", "dense_depth_m"):
         if name in sample:
             flipped[name] = np.ascontiguousarray(np.flip(sample[name], axis=2)[order])
     flipped["intrinsics"] = rig.flip_intrinsics(sample["intrinsics"], width)[order]

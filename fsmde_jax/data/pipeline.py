@@ -5,7 +5,8 @@ Batch fields (b samples, n cameras of the rig, p LiDAR points, prepared image of
   vehicle_from_camera [b n 4 4], lidar_xy [b n p 2] (pixels of the prepared image),
   lidar_depth_m [b n p] (0 pads), neighbour int32 [b n] and neighbour_mask bool [b n] (adjacent
   cameras, see `rig.ring_neighbours`), sample_index int32 [b] (-1 pads an evaluation batch);
-  dense_depth_m [b n h w] where the dataset has it and the task asks for it.
+  dense_depth_m [b n h w] where the dataset has it and the task asks for it; teacher_image uint8
+  [b n h3 w3], as prepared, where `config.teacher.image` asks for it.
 """
 
 import functools
@@ -42,9 +43,21 @@ def open_data(config: ConfigDict, split: str) -> tuple[prepared.PreparedSplit, t
 
 
 def train_batches(
-    config: ConfigDict, seed: int, sharding: NamedSharding, with_dense: bool = False
+    config: ConfigDict,
+    seed: int,
+    sharding: NamedSharding,
+    with_dense: bool = False,
+    with_prepared: bool = False,
 ) -> grain.DatasetIterator:
-    """Endless shuffled, augmented batches; the iterator's state can be saved and restored."""
+    """Endless shuffled, augmented batches; the iterator's state can be saved and restored.
+
+    Args:
+      config: the run's `data` section.
+      seed: of order and augmentation.
+      sharding: of the batches.
+      with_dense: also `dense_depth_m`.
+      with_prepared: also `teacher_image`.
+    """
     source, cameras = open_data(config, config.train_split)
     to_rig = functools.partial(
         place_on_rig,
@@ -58,7 +71,7 @@ def train_batches(
         .shuffle()[jax.process_index() :: jax.process_count()]
         .repeat()
         .map(functools.partial(read_sample, source))
-        .map(functools.partial(shrink, factor=config.downscale))
+        .map(functools.partial(shrink, factor=config.downscale, keep_prepared=with_prepared))
         .random_map(lambda sample, rng: to_rig(sample, rng=rng))
         .random_map(functools.partial(augment_sample, config=config.to_dict()))
         .map(add_neighbours)
@@ -70,7 +83,9 @@ def train_batches(
     return iter(_to_devices(dataset, config, sharding))
 
 
-def eval_batches(config: ConfigDict, split: str, sharding: NamedSharding) -> grain.DatasetIterator:
+def eval_batches(
+    config: ConfigDict, split: str, sharding: NamedSharding, with_prepared: bool = False
+) -> grain.DatasetIterator:
     """Every sample of the split once, in order, with all LiDAR points; short batches are padded."""
     source, cameras = open_data(config, split)
     batch_size = _per_process(config.eval_batch_size, "config.data.eval_batch_size", sharding)
@@ -81,7 +96,7 @@ def eval_batches(config: ConfigDict, split: str, sharding: NamedSharding) -> gra
     dataset = (
         grain.MapDataset.range(padded)[jax.process_index() :: jax.process_count()]
         .map(functools.partial(read_or_pad, source))
-        .map(functools.partial(shrink, factor=config.downscale))
+        .map(functools.partial(shrink, factor=config.downscale, keep_prepared=with_prepared))
         .map(to_rig)
         .map(add_neighbours)
         .batch(batch_size)
@@ -130,9 +145,14 @@ def read_or_pad(source: prepared.PreparedSplit, index: int) -> dict:
     return {**sample, "camera_names": [], "sample_index": np.int32(-1)}
 
 
-def shrink(sample: dict, factor: int) -> dict:
-    """A prepared sample with images (and intrinsics) smaller by a whole factor, box-filtered."""
+def shrink(sample: dict, factor: int, keep_prepared: bool = False) -> dict:
+    """A prepared sample with images (and intrinsics) smaller by a whole factor, box-filtered.
+
+    `keep_prepared` keeps the images as they were as `prepared_images`.
+    """
     n, height, width, _ = sample["images"].shape
+    if keep_prepared:
+        sample = {**sample, "prepared_images": sample["images"]}
     if factor == 1:
         return sample
     if height % factor or width % factor:
@@ -175,10 +195,14 @@ def place_on_rig(
     }
     if with_dense:
         out["dense_depth_m"] = np.zeros((n, height, width), np.float32)
+    if "prepared_images" in sample:
+        out["teacher_image"] = np.zeros((n, *sample["prepared_images"].shape[1:]), np.uint8)
     ends = np.cumsum(sample["lidar_counts"])
     for i, name in enumerate(sample["camera_names"]):
         slot = cameras.index(name)
         out["image"][slot] = sample["images"][i]
+        if "prepared_images" in sample:
+            out["teacher_image"][slot] = sample["prepared_images"][i]
         out["camera_mask"][slot] = True
         out["intrinsics"][slot] = sample["intrinsics"][i]
         out["vehicle_from_camera"][slot] = sample["vehicle_from_camera"][i]

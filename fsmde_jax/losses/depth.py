@@ -33,12 +33,17 @@ def silog(
     return jnp.sqrt(jnp.maximum(mean_of_squares - variance_focus * mean**2, 1e-6))
 
 
-def normalise_affine(values: Float[Array, "h w"], valid: Bool[Array, "h w"]) -> Float[Array, "h w"]:
-    """Shift to median 0 and scale to mean absolute deviation 1 over `valid`."""
+def normalise_affine(
+    values: Float[Array, "h w"], valid: Bool[Array, "h w"], floor: float = 1e-4
+) -> Float[Array, "h w"]:
+    """Shift to median 0 and scale to mean absolute deviation 1 over `valid`.
+
+    Deviations below `floor` are taken for it, so that nearly constant maps do not explode.
+    """
     shift = masked_median(values.ravel(), valid.ravel())
     count = jnp.maximum(jnp.sum(valid), 1)
     scale = jnp.sum(jnp.where(valid, jnp.abs(values - shift), 0.0)) / count
-    return (values - shift) / jnp.maximum(scale, 1e-4)
+    return (values - shift) / jnp.maximum(scale, floor)
 
 
 def affine_invariant_loss(

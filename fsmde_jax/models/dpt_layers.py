@@ -120,41 +120,57 @@ class Fusion(nnx.Module):
         self.projection = nnx.Conv(channels, channels, (1, 1), kernel_init=_kaiming, **kwargs)
 
     def __call__(
-        self, x: Float[Array, "b h w c"], finer: Float[Array, "b h2 w2 c"] | None = None
+        self,
+        x: Float[Array, "b h w c"],
+        finer: Float[Array, "b h2 w2 c"] | None,
+        size: tuple[int, int] | None,
     ) -> Float[Array, "b h3 w3 c"]:
-        """Fuses; `finer` is resized where odd grids make it differ from x."""
+        """Fuses and enlarges to `size`, or twice; `finer` is resized where it differs from x."""
         if finer is not None:
             x = x + self.residual1(resize_bilinear(finer, x.shape[1:3]))
         x = self.residual2(x)
-        size = (2 * x.shape[1], 2 * x.shape[2])
-        return self.projection(resize_bilinear(x, size, align_corners=True))
+        size = size or (2 * x.shape[1], 2 * x.shape[2])
+        # A 1x1 convolution and interpolation commute; before it there are fewer pixels.
+        return resize_bilinear(self.projection(x), size, align_corners=True)
 
 
 class DepthHead(nnx.Module):
-    """Convolutions from the fused features to relative inverse depth at twice their size."""
+    """Convolutions from the fused features to the prediction at a larger size.
+
+    Args:
+        channels: of the features.
+        hidden: channels before the last convolution.
+        add_projection: begins with one more convolution.
+        max_depth_m: None ends with a ReLU (relative inverse depth), a number with a sigmoid
+            times it (metres).
+    """
 
     def __init__(
         self,
         channels: int,
+        hidden: int,
         *,
         add_projection: bool,
+        max_depth_m: float | None,
         rngs: nnx.Rngs,
         dtype: DTypeLike = jnp.float32,
     ):
         c, kwargs = channels, dict(dtype=dtype, rngs=rngs)
         conv3x3 = functools.partial(nnx.Conv, kernel_size=(3, 3), padding=_pad1, **kwargs)
+        self.max_depth_m = max_depth_m
         self.projection = conv3x3(c, c, kernel_init=_kaiming) if add_projection else None
         self.conv1 = conv3x3(c, c // 2, kernel_init=_kaiming)
-        self.conv2 = conv3x3(c // 2, 32, kernel_init=_kaiming)
+        self.conv2 = conv3x3(c // 2, hidden, kernel_init=_kaiming)
         # Small weights under a positive bias: the last ReLU starts alive everywhere.
         ones = nnx.initializers.ones
-        self.conv3 = nnx.Conv(32, 1, (1, 1), kernel_init=_small, bias_init=ones, **kwargs)
+        self.conv3 = nnx.Conv(hidden, 1, (1, 1), kernel_init=_small, bias_init=ones, **kwargs)
 
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2"]:
-        """Inverse depth, not below zero."""
+    def __call__(
+        self, x: Float[Array, "b h w c"], size: tuple[int, int]
+    ) -> Float[Array, "b h2 w2"]:
+        """The prediction at `size` (height, width)."""
         if self.projection is not None:
             x = jax.nn.relu(self.projection(x))
-        x = self.conv1(x)
-        x = resize_bilinear(x, (2 * x.shape[1], 2 * x.shape[2]), align_corners=True)
-        x = jax.nn.relu(self.conv3(jax.nn.relu(self.conv2(x))))
-        return x[..., 0].astype(jnp.float32)
+        x = resize_bilinear(self.conv1(x), size, align_corners=True)
+        x = self.conv3(jax.nn.relu(self.conv2(x)))[..., 0].astype(jnp.float32)
+        return jax.nn.relu(x) if self.max_depth_m is None else jax.nn.sigmoid(x) * self.max_depth_m

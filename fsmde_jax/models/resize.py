@@ -24,6 +24,26 @@ def _bilinear_matrix(size_in: int, size_out: int, align_corners: bool) -> np.nda
     return matrix
 
 
+@functools.lru_cache(maxsize=256)
+def _bicubic_matrix(size_in: int, size_out: int, offset: float) -> np.ndarray:
+    """Weights [size_out, size_in] of one axis: Keys' kernel with a = -0.75, edges repeated."""
+    position = (np.arange(size_out) + 0.5) * (size_in / (size_out + offset)) - 0.5
+    matrix = np.zeros((size_out, size_in), np.float32)
+    first = np.floor(position).astype(int) - 1
+    for tap in range(4):
+        distance = np.abs(position - (first + tap))
+        index = np.clip(first + tap, 0, size_in - 1)
+        np.add.at(matrix, (np.arange(size_out), index), keys_kernel(distance, -0.75))
+    return matrix
+
+
+def keys_kernel(x: np.ndarray, a: float) -> np.ndarray:
+    """Keys' cubic convolution kernel at distances x >= 0 (IEEE TASSP 29(6), 1981)."""
+    near = ((a + 2) * x - (a + 3)) * x**2 + 1
+    far = ((x - 5) * x + 8) * x * a - 4 * a
+    return np.where(x <= 1, near, np.where(x < 2, far, 0.0))
+
+
 def resize_bilinear(
     x: Float[Array, "b h w c"], size: tuple[int, int], *, align_corners: bool = False
 ) -> Float[Array, "b h2 w2 c"]:
@@ -37,9 +57,32 @@ def resize_bilinear(
     """
     if x.shape[1:3] == tuple(size):
         return x
-    rows = jnp.asarray(_bilinear_matrix(x.shape[1], size[0], align_corners), x.dtype)
-    columns = jnp.asarray(_bilinear_matrix(x.shape[2], size[1], align_corners), x.dtype)
+    rows = _bilinear_matrix(x.shape[1], size[0], align_corners)
+    return _resample(x, rows, _bilinear_matrix(x.shape[2], size[1], align_corners))
+
+
+def resize_bicubic(
+    x: Float[Array, "b h w c"], size: tuple[int, int], *, offset: float = 0.0
+) -> Float[Array, "b h2 w2 c"]:
+    """Resizes to `size` (height, width) without antialiasing, as torch's bicubic does.
+
+    Args:
+        x: images or feature maps.
+        size: height and width of the result.
+        offset: the scale is (size + offset) / input size; see `ViTConfig.position_offset`.
+    """
+    if x.shape[1:3] == tuple(size):
+        return x
+    rows = _bicubic_matrix(x.shape[1], size[0], offset)
+    return _resample(x, rows, _bicubic_matrix(x.shape[2], size[1], offset))
+
+
+def _resample(
+    x: Float[Array, "b h w c"], rows: np.ndarray, columns: np.ndarray
+) -> Float[Array, "b h2 w2 c"]:
+    """Applies a matrix to each axis of the image."""
     # Two dense products cost as much as jax.image.resize's and their gradient needs no scatter.
     # Full precision: TF32 or bf16 passes would round the interpolation weights.
     product = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
+    rows, columns = jnp.asarray(rows, x.dtype), jnp.asarray(columns, x.dtype)
     return product("pw,bhwc->bhpc", columns, product("oh,bhwc->bowc", rows, x))

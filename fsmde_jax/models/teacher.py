@@ -1,8 +1,8 @@
-"""The teacher: a frozen foundation model (DPT) with a way to bin probabilities.
+"""The teacher: a frozen foundation model (DPT, Depth Anything) with a way to bin probabilities.
 
 `head`: the binning head, trained on LiDAR while the foundation model stays frozen.
-`soft`: no training; the relative prediction, normalised per image, is assigned softly to fixed
-bins. MiDaS-like models predict inverse depth, so bins run from large to small values: near to far.
+`soft`: no training; the prediction, normalised per image, is assigned softly to fixed bins.
+MiDaS-like models predict inverse depth, metric ones depth; bins always run from near to far.
 """
 
 from typing import NamedTuple
@@ -15,7 +15,8 @@ from jaxtyping import Array, Bool, Float, UInt8
 
 from fsmde_jax.losses.depth import normalise_affine
 from fsmde_jax.models.bins import BinningHead
-from fsmde_jax.models.dpt import DPT, DPTConfig, normalise
+from fsmde_jax.models.dpt import DPT, DPTConfig, DPTOutput
+from fsmde_jax.models.preprocess import Preprocessing
 from fsmde_jax.models.resize import resize_bilinear
 
 
@@ -28,10 +29,13 @@ class TeacherOutput(NamedTuple):
 
 
 class Teacher(nnx.Module):
-    """DPT and a binning.
+    """A foundation model and a binning.
 
     Args:
       config: the foundation model.
+      preprocessing: its image processor.
+      resize: size of its input: "patch" (the image's, up to the next multiple of the patch) or
+        "processor" (the one its image processor gives).
       binning: "head" or "soft".
       soft_range, soft_temperature: see `soft_bin_logits`.
       head_options: arguments of `BinningHead`, used by "head".
@@ -40,7 +44,9 @@ class Teacher(nnx.Module):
     def __init__(
         self,
         config: DPTConfig,
+        preprocessing: Preprocessing,
         *,
+        resize: str,
         binning: str,
         num_bins: int,
         canonical_focal_px: float,
@@ -50,6 +56,7 @@ class Teacher(nnx.Module):
         rngs: nnx.Rngs,
         dtype: DTypeLike = jnp.float32,
     ):
+        self.preprocessing, self.resize = preprocessing, resize
         self.num_bins, self.canonical_focal_px = num_bins, canonical_focal_px
         self.soft_range, self.soft_temperature = tuple(soft_range), soft_temperature
         self.foundation = DPT(config, rngs=rngs, dtype=dtype)
@@ -65,45 +72,66 @@ class Teacher(nnx.Module):
         intrinsics: Float[Array, "b n 3 3"],
         camera_mask: Bool[Array, "b n"],
     ) -> TeacherOutput:
-        """Bin logits, near to far, at half the input's resolution."""
-        b, n, h, w, _ = image.shape
-        out = self.foundation(normalise(image.reshape(b * n, h, w, 3)))
+        """Bin logits, near to far, at the resolution of the foundation model's features.
+
+        Args:
+          image: of any size; need not be the student's.
+          intrinsics: at the student's resolution, for which `canonical_focal_px` is given.
+          camera_mask: which cameras there are.
+        """
+        b, n = image.shape[:2]
+        out = self._foundation(image.reshape(b * n, *image.shape[2:]))
         features = out.features.reshape(b, n, *out.features.shape[1:])
         if self.head is None:
-            logits = self._soft_logits(out.inverse_depth, features.shape[2:4])
+            metric = self.foundation.config.predicts_metres
+            nearness = -out.prediction if metric else out.prediction
+            logits = self._soft_logits(nearness, features.shape[2:4])
             logits = logits.reshape(b, n, *logits.shape[1:])
-            depth = relative_depth(out.inverse_depth)
+            depth = out.prediction if metric else relative_depth(out.prediction)
             return TeacherOutput(logits, features, depth.reshape(b, n, *depth.shape[1:]))
         ratio = jnp.where(camera_mask, intrinsics[..., 0, 0] / self.canonical_focal_px, 1.0)
         image_features = jnp.mean(features.astype(jnp.float32), axis=(2, 3))
         bins = self.head(features, image_features, ratio, camera_mask)
         return TeacherOutput(bins.logits, features, bins.depth_m)
 
+    def _foundation(self, image: UInt8[Array, "i h w 3"]) -> DPTOutput:
+        """Runs the foundation model on images prepared as it was trained."""
+        height, width = image.shape[1:3]
+        patch = self.foundation.config.patch_size
+        size = (-(-height // patch) * patch, -(-width // patch) * patch)
+        if self.resize == "processor":
+            size = self.preprocessing.target_size(height, width)
+        return self.foundation(self.preprocessing(image, size))
+
     def _soft_logits(
-        self, inverse_depth: Float[Array, "b h w"], size: tuple[int, int]
-    ) -> Float[Array, "b h2 w2 k"]:
-        inverse_depth = resize_bilinear(inverse_depth[..., None], size)[..., 0]
-        return soft_bin_logits(inverse_depth, self.num_bins, self.soft_range, self.soft_temperature)
+        self, nearness: Float[Array, "i h w"], size: tuple[int, int]
+    ) -> Float[Array, "i h2 w2 k"]:
+        nearness = resize_bilinear(nearness[..., None], size)[..., 0]
+        near, far = self.soft_range
+        if self.foundation.config.predicts_metres:
+            near, far = -far, -near  # inverse depth has its long tail near, depth has it far
+        return soft_bin_logits(nearness, self.num_bins, (near, far), self.soft_temperature)
 
 
 def soft_bin_logits(
-    inverse_depth: Float[Array, "b h w"],
+    nearness: Float[Array, "i h w"],
     num_bins: int,
     soft_range: tuple[float, float],
     temperature: float,
-) -> Float[Array, "b h w k"]:
-    """-|r - r_k| / temperature, with r the inverse depth normalised per image.
+) -> Float[Array, "i h w k"]:
+    """-|r - r_k| / temperature, with r the nearness normalised per image.
 
-    Unchanged by an affine change (positive scale) of `inverse_depth`. r is median 0 and mean
-    absolute deviation 1; r_k are `num_bins` values from the near to the far end of `soft_range`.
+    Unchanged by an affine change (positive scale) of `nearness`: inverse depth or minus depth.
+    r has median 0 and mean absolute deviation 1; r_k are `num_bins` values from the near to the
+    far end of `soft_range`.
     """
-    everywhere = jnp.ones(inverse_depth.shape, bool)
-    relative = jax.vmap(normalise_affine)(inverse_depth, everywhere)
+    everywhere = jnp.ones(nearness.shape, bool)
+    relative = jax.vmap(lambda x, valid: normalise_affine(x, valid, 1e-20))(nearness, everywhere)
     bins = jnp.linspace(soft_range[0], soft_range[1], num_bins)
     return -jnp.abs(jnp.clip(relative, *sorted(soft_range))[..., None] - bins) / temperature
 
 
-def relative_depth(inverse_depth: Float[Array, "b h w"]) -> Float[Array, "b h w"]:
+def relative_depth(inverse_depth: Float[Array, "i h w"]) -> Float[Array, "i h w"]:
     """Depth up to scale from a relative prediction; far is a hundredth of the nearest."""
     nearest = jnp.max(inverse_depth, axis=(1, 2), keepdims=True)
     return 1.0 / jnp.maximum(inverse_depth, jnp.maximum(0.01 * nearest, 1e-6))

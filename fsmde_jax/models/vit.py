@@ -1,4 +1,4 @@
-"""Plain pre-norm vision transformer, the backbone of DPT."""
+"""Pre-norm vision transformers: the plain ViT of DPT and DINOv2's (arXiv 2304.07193)."""
 
 import dataclasses
 
@@ -8,7 +8,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from fsmde_jax.models.resize import resize_bilinear
+from fsmde_jax.models.resize import resize_bicubic, resize_bilinear
 
 _init = nnx.initializers.truncated_normal(0.02)
 
@@ -20,6 +20,11 @@ class ViTConfig:
     Args:
         image_size: (height, width) in pixels that the position embedding was made for.
         patch_size: edge of a square patch in pixels.
+        layer_scale: DINOv2's learned factor on what attention and MLP add.
+        position_resize: how the position embedding meets other image sizes: "bilinear" (DPT) or
+            "bicubic" (DINOv2).
+        position_offset: 0.1 resizes as the official DINOv2 and Depth Anything code does, by the
+            factor (patches + 0.1) / native patches; 0 as transformers does, to the size.
     """
 
     image_size: tuple[int, int] = (384, 384)
@@ -30,6 +35,9 @@ class ViTConfig:
     intermediate_size: int = 3072
     layer_norm_eps: float = 1e-12
     qkv_bias: bool = True
+    layer_scale: bool = False
+    position_resize: str = "bilinear"
+    position_offset: float = 0.0
 
     def __post_init__(self):
         if self.hidden_size % self.num_heads:
@@ -69,6 +77,17 @@ class Attention(nnx.Module):
         return self.output(jax.nn.dot_product_attention(query, key, value).reshape(b, t, d))
 
 
+class LayerScale(nnx.Module):
+    """A learned factor for each channel."""
+
+    def __init__(self, channels: int):
+        self.scale = nnx.Param(jnp.ones(channels))
+
+    def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
+        """Scales the channels."""
+        return x * self.scale[...].astype(x.dtype)
+
+
 class Block(nnx.Module):
     """Pre-norm transformer layer."""
 
@@ -82,25 +101,41 @@ class Block(nnx.Module):
         self.norm2 = nnx.LayerNorm(d, **norm)
         self.mlp_in = nnx.Linear(d, hidden, kernel_init=_init, **kwargs)
         self.mlp_out = nnx.Linear(hidden, d, kernel_init=_init, **kwargs)
+        self.scale1 = LayerScale(d) if config.layer_scale else None
+        self.scale2 = LayerScale(d) if config.layer_scale else None
 
     def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
         """Attention, then the MLP, each added to its input."""
-        x = x + self.attention(self.norm1(x))
-        hidden = jax.nn.gelu(self.mlp_in(self.norm2(x)), approximate=False)
-        return x + self.mlp_out(hidden)
+        attended = self.attention(self.norm1(x))
+        x = x + (attended if self.scale1 is None else self.scale1(attended))
+        hidden = self.mlp_out(jax.nn.gelu(self.mlp_in(self.norm2(x)), approximate=False))
+        return x + (hidden if self.scale2 is None else self.scale2(hidden))
 
 
 class ViT(nnx.Module):
-    """Patch embedding, class token, learned position embedding, transformer layers."""
+    """Patch embedding, class token, learned position embedding, transformer layers.
 
-    def __init__(self, config: ViTConfig, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32):
-        d, patch = config.hidden_size, (config.patch_size,) * 2
+    Args:
+        config: sizes.
+        stem_channels: for a hybrid, channels of the feature map that takes the image's place;
+            its pixels are the patches.
+    """
+
+    def __init__(
+        self,
+        config: ViTConfig,
+        stem_channels: int | None = None,
+        *,
+        rngs: nnx.Rngs,
+        dtype: DTypeLike = jnp.float32,
+    ):
+        d, patch = config.hidden_size, (1 if stem_channels else config.patch_size,) * 2
         rows, columns = config.grid(*config.image_size)
         kwargs = dict(dtype=dtype, rngs=rngs)
         self.config = config
         self.dtype = dtype
         self.patch_embedding = nnx.Conv(
-            3, d, patch, strides=patch, padding="VALID", kernel_init=_init, **kwargs
+            stem_channels or 3, d, patch, patch, padding="VALID", kernel_init=_init, **kwargs
         )
         self.class_token = nnx.Param(_init(rngs.params(), (1, 1, d)))
         self.position_embedding = nnx.Param(_init(rngs.params(), (1, 1 + rows * columns, d)))
@@ -110,21 +145,24 @@ class ViT(nnx.Module):
         )
 
     def _positions(self, grid: tuple[int, int]) -> Float[Array, "1 t d"]:
-        """The position embedding for a grid of patches, resized as DPT does: bilinearly."""
+        """The position embedding for a grid of patches."""
         embedding = self.position_embedding[...]
         native = self.config.grid(*self.config.image_size)
         patches = embedding[:, 1:].reshape(1, *native, -1)
-        patches = resize_bilinear(patches, grid).reshape(1, grid[0] * grid[1], -1)
+        if self.config.position_resize == "bicubic":
+            patches = resize_bicubic(patches, grid, offset=self.config.position_offset)
+        else:
+            patches = resize_bilinear(patches, grid)
+        patches = patches.reshape(1, grid[0] * grid[1], -1)
         return jnp.concatenate([embedding[:, :1], patches], axis=1)
 
-    def embed(self, image: Float[Array, "b h w 3"]) -> Float[Array, "b t d"]:
-        """Tokens of a normalised image: the class token, then the patches row by row."""
-        b, height, width, _ = image.shape
-        grid = self.config.grid(height, width)
-        patches = self.patch_embedding(image).reshape(b, grid[0] * grid[1], -1)
-        class_token = jnp.broadcast_to(self.class_token[...], (b, 1, patches.shape[-1]))
-        tokens = jnp.concatenate([class_token.astype(patches.dtype), patches], axis=1)
-        return tokens + self._positions(grid).astype(patches.dtype)
+    def embed(self, image: Float[Array, "b h w c"]) -> Float[Array, "b t d"]:
+        """Tokens of a normalised image or a stem's map: class token, then patches row by row."""
+        patches = self.patch_embedding(image)
+        b, rows, columns, d = patches.shape
+        class_token = jnp.broadcast_to(self.class_token[...], (b, 1, d)).astype(patches.dtype)
+        tokens = jnp.concatenate([class_token, patches.reshape(b, rows * columns, d)], axis=1)
+        return tokens + self._positions((rows, columns)).astype(patches.dtype)
 
     def encode(
         self, tokens: Float[Array, "b t d"], out_indices: tuple[int, ...]

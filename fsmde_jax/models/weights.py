@@ -1,7 +1,8 @@
 """Weights of transformers' models into ours: the only place that knows foreign names.
 
 A table a family says which foreign key fills which parameter and how its axes change. Every key
-must be used once, every parameter filled, every shape agree; all violations are raised together.
+must be used once, every parameter filled, every shape agree; all violations are raised together,
+before a tensor is read. Tensors are read one at a time, straight onto their devices.
 """
 
 import collections
@@ -9,10 +10,10 @@ import dataclasses
 import json
 import pathlib
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from huggingface_hub import errors as hub_errors
@@ -20,7 +21,9 @@ from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
 
 from fsmde_jax.errors import UserError
-from fsmde_jax.models.dpt import DPT, DPTConfig
+from fsmde_jax.models import hub_config
+from fsmde_jax.models.dpt import DPTConfig
+from fsmde_jax.models.preprocess import Preprocessing
 from fsmde_jax.models.resnet import ResNet
 
 
@@ -64,27 +67,41 @@ def _norm(pattern: str, path: str) -> tuple[Rule, Rule]:
     return Rule(rf"{pattern}\.weight", rf"{path}.scale"), Rule(rf"{pattern}\.bias", rf"{path}.bias")
 
 
+def _attention(pattern: str, path: str) -> tuple[Rule, ...]:
+    """Query, key, value and output, as the hub's files spell them and as transformers 5 does."""
+    return (
+        *_layer(rf"{pattern}\.attention\.attention\.(query|key|value)", rf"{path}.attention.\2"),
+        *_layer(rf"{pattern}\.attention\.output\.dense", rf"{path}.attention.output"),
+        *_layer(rf"{pattern}\.attention\.q_proj", rf"{path}.attention.query"),
+        *_layer(rf"{pattern}\.attention\.k_proj", rf"{path}.attention.key"),
+        *_layer(rf"{pattern}\.attention\.v_proj", rf"{path}.attention.value"),
+        *_layer(rf"{pattern}\.attention\.o_proj", rf"{path}.attention.output"),
+    )
+
+
+def _tokens(pattern: str) -> tuple[Rule, ...]:
+    """Class token and position embedding."""
+    return (
+        Rule(rf"{pattern}\.cls_token", "backbone.class_token"),
+        Rule(rf"{pattern}\.position_embeddings", "backbone.position_embedding"),
+    )
+
+
 _BLOCK, _OUR_BLOCK = r"dpt\.encoder\.layer\.(\d+)", r"backbone.blocks.\1"
 _FUSION, _OUR_FUSION = r"neck\.fusion_stage\.layers\.(\d+)", r"fusion_layers.\1"
-_REASSEMBLE = r"neck\.reassemble_stage"
 
-DPT_TABLE = (
-    Rule(r"dpt\.embeddings\.cls_token", "backbone.class_token"),
-    Rule(r"dpt\.embeddings\.position_embeddings", "backbone.position_embedding"),
-    *_layer(r"dpt\.embeddings\.patch_embeddings\.projection", "backbone.patch_embedding", "conv"),
-    *_layer(rf"{_BLOCK}\.attention\.attention\.(query|key|value)", rf"{_OUR_BLOCK}.attention.\2"),
-    *_layer(rf"{_BLOCK}\.attention\.output\.dense", rf"{_OUR_BLOCK}.attention.output"),
-    *_layer(rf"{_BLOCK}\.intermediate\.dense", rf"{_OUR_BLOCK}.mlp_in"),
-    *_layer(rf"{_BLOCK}\.output\.dense", rf"{_OUR_BLOCK}.mlp_out"),
-    *_norm(rf"{_BLOCK}\.layernorm_before", rf"{_OUR_BLOCK}.norm1"),
-    *_norm(rf"{_BLOCK}\.layernorm_after", rf"{_OUR_BLOCK}.norm2"),
-    *_norm(r"dpt\.layernorm", "backbone.norm"),
-    Rule(r"dpt\.pooler\.dense\.(weight|bias)", None),  # of pretraining; not in the depth model
-    *_layer(rf"{_REASSEMBLE}\.readout_projects\.(\d+)\.0", r"reassemble_layers.\1.readout"),
-    *_layer(
-        rf"{_REASSEMBLE}\.layers\.(\d+)\.projection", r"reassemble_layers.\1.projection", "conv"
-    ),
-    *_layer(rf"{_REASSEMBLE}\.layers\.(\d+)\.resize", r"reassemble_layers.\1.resize", "conv"),
+
+def _reassemble(foreign: str, ours: str) -> tuple[Rule, ...]:
+    """One reassembly, or a group of them."""
+    stage, path = r"neck\.reassemble_stage", f"reassemble_layers.{ours}"
+    return (
+        *_layer(rf"{stage}\.readout_projects\.{foreign}\.0", f"{path}.readout"),
+        *_layer(rf"{stage}\.layers\.{foreign}\.projection", f"{path}.projection", "conv"),
+        *_layer(rf"{stage}\.layers\.{foreign}\.resize", f"{path}.resize", "conv"),
+    )
+
+
+_NECK = (
     Rule(r"neck\.convs\.(\d+)\.weight", r"neck_convs.\1.kernel", "conv"),
     # The coarsest fusion layer has nothing to add, so its first unit is never run.
     Rule(r"neck\.fusion_stage\.layers\.0\.residual_layer1\..*", None),
@@ -97,11 +114,78 @@ DPT_TABLE = (
         rf"{_FUSION}\.residual_layer2\.convolution(\d)", rf"{_OUR_FUSION}.residual2.conv\2", "conv"
     ),
     *_layer(rf"{_FUSION}\.projection", rf"{_OUR_FUSION}.projection", "conv"),
+)
+
+# The transformer, neck and head of DPT, plain or hybrid.
+_DPT_COMMON = (
+    *_tokens(r"dpt\.embeddings"),
+    *_attention(_BLOCK, _OUR_BLOCK),
+    *_layer(rf"{_BLOCK}\.intermediate\.dense", rf"{_OUR_BLOCK}.mlp_in"),
+    *_layer(rf"{_BLOCK}\.output\.dense", rf"{_OUR_BLOCK}.mlp_out"),
+    *_norm(rf"{_BLOCK}\.layernorm_before", rf"{_OUR_BLOCK}.norm1"),
+    *_norm(rf"{_BLOCK}\.layernorm_after", rf"{_OUR_BLOCK}.norm2"),
+    *_norm(r"dpt\.layernorm", "backbone.norm"),
+    Rule(r"dpt\.pooler\.dense\.(weight|bias)", None),  # of pretraining; not in the depth model
+    *_NECK,
     *_layer(r"head\.projection", "depth_head.projection", "conv"),
     *_layer(r"head\.head\.0", "depth_head.conv1", "conv"),
     *_layer(r"head\.head\.2", "depth_head.conv2", "conv"),
     *_layer(r"head\.head\.4", "depth_head.conv3", "conv"),
 )
+
+DPT_TABLE = (
+    *_DPT_COMMON,
+    *_layer(r"dpt\.embeddings\.patch_embeddings\.projection", "backbone.patch_embedding", "conv"),
+    *_reassemble(r"(\d+)", r"\1"),
+)
+
+_BIT = r"dpt\.embeddings\.backbone\.bit"
+_BIT_BLOCK = rf"{_BIT}\.encoder\.stages\.(\d+)\.layers\.(\d+)"
+_SHORTCUT, _OUR_BIT_BLOCK = rf"{_BIT_BLOCK}\.downsample", r"stem.stages.\1.\2"
+
+DPT_HYBRID_TABLE = (
+    *_DPT_COMMON,
+    Rule(rf"{_BIT}\.embedder\.convolution\.weight", "stem.conv.kernel", "conv"),
+    *_norm(rf"{_BIT}\.embedder\.norm", "stem.norm"),
+    Rule(rf"{_BIT_BLOCK}\.conv(\d)\.weight", rf"{_OUR_BIT_BLOCK}.conv\3.kernel", "conv"),
+    *_norm(rf"{_BIT_BLOCK}\.norm(\d)", rf"{_OUR_BIT_BLOCK}.norm\3"),
+    Rule(
+        rf"{_BIT_BLOCK}\.downsample\.conv\.weight",
+        rf"{_OUR_BIT_BLOCK}.shortcut_conv.kernel",
+        "conv",
+    ),
+    *_norm(rf"{_BIT_BLOCK}\.downsample\.norm", rf"{_OUR_BIT_BLOCK}.shortcut_norm"),
+    *_layer(r"dpt\.embeddings\.projection", "backbone.patch_embedding", "conv"),
+    # transformers counts the stem's two maps as reassemblies 0 and 1.
+    *_reassemble("2", "0"),
+    *_reassemble("3", "1"),
+)
+
+_DINO_BLOCK = r"backbone\.encoder\.layer\.(\d+)"
+
+DEPTH_ANYTHING_TABLE = (
+    *_tokens(r"backbone\.embeddings"),
+    Rule(r"backbone\.embeddings\.mask_token", None),  # of pretraining
+    *_layer(
+        r"backbone\.embeddings\.patch_embeddings\.projection", "backbone.patch_embedding", "conv"
+    ),
+    *_attention(_DINO_BLOCK, _OUR_BLOCK),
+    *_layer(rf"{_DINO_BLOCK}\.mlp\.fc1", rf"{_OUR_BLOCK}.mlp_in"),
+    *_layer(rf"{_DINO_BLOCK}\.mlp\.fc2", rf"{_OUR_BLOCK}.mlp_out"),
+    *_norm(rf"{_DINO_BLOCK}\.norm(\d)", rf"{_OUR_BLOCK}.norm\2"),
+    Rule(rf"{_DINO_BLOCK}\.layer_scale(\d)\.lambda1", rf"{_OUR_BLOCK}.scale\2.scale"),
+    *_norm(r"backbone\.layernorm", "backbone.norm"),
+    *_NECK,
+    *_reassemble(r"(\d+)", r"\1"),
+    *_layer(r"head\.conv(\d)", r"depth_head.conv\1", "conv"),
+)
+
+
+def table_of(config: DPTConfig) -> Table:
+    """The table of a model's family."""
+    if config.stem:
+        return DPT_HYBRID_TABLE
+    return DEPTH_ANYTHING_TABLE if config.normalise_layers else DPT_TABLE
 
 
 def _conv_norm(pattern: str, path: str) -> tuple[Rule, ...]:
@@ -127,12 +211,19 @@ RESNET_TABLE = (
 )
 
 
-def _convert(
-    tensors: Iterable[tuple[str, np.ndarray]], wanted: Mapping[str, nnx.Variable], table: Table
-) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Foreign tensors as {our path: array}, and every violation in words."""
-    filled, sources, errors = {}, collections.defaultdict(list), []
-    for key, tensor in tensors:
+class _Target(NamedTuple):
+    """Where a foreign tensor goes."""
+
+    path: str
+    axes: tuple[int, ...]
+
+
+def _plan(
+    foreign: Mapping[str, tuple[int, ...]], ours: Mapping[str, tuple[int, ...]], table: Table
+) -> tuple[dict[str, _Target], list[str]]:
+    """From the shapes by name: what each foreign key fills, and every violation in words."""
+    targets, sources, errors = {}, collections.defaultdict(list), []
+    for key, shape in foreign.items():
         found = [(rule, re.fullmatch(rule.pattern, key)) for rule in table]
         found = [(rule, match) for rule, match in found if match]
         if len(found) != 1:
@@ -143,34 +234,44 @@ def _convert(
             continue
         path = match.expand(rule.path)
         sources[path].append(key)
-        axes = _AXES.get(rule.axes, tuple(range(tensor.ndim)))
-        ours = tensor.transpose(axes) if len(axes) == tensor.ndim else tensor
-        if path not in wanted:
+        axes = _AXES.get(rule.axes, ())
+        axes = axes if len(axes) == len(shape) else tuple(range(len(shape)))
+        becomes = tuple(shape[axis] for axis in axes)
+        if path not in ours:
             errors.append(f"{key}: the model has no parameter {path}")
-        elif ours.shape != wanted[path].shape:
-            shape = f"shape {tensor.shape} becomes {ours.shape}"
-            errors.append(f"{key}: {shape}, but {path} is {wanted[path].shape}")
-        else:  # copied here, so that no more than one foreign tensor is held at a time
-            filled[path] = np.array(ours, wanted[path].dtype, order="C")
+        elif becomes != ours[path]:
+            errors.append(f"{key}: shape {shape} becomes {becomes}, but {path} is {ours[path]}")
+        targets[key] = _Target(path, axes)
     errors += [
         f"{path}: filled {len(k)} times, by {k}" for path, k in sources.items() if len(k) > 1
     ]
-    errors += [f"{path}: no key fills it" for path in wanted if path not in sources]
-    return filled, errors
+    errors += [f"{path}: no key fills it" for path in ours if path not in sources]
+    return targets, errors
 
 
 def _filled(
-    state: nnx.State, tensors: Iterable[tuple[str, np.ndarray]], table: Table, source: str
+    state: nnx.State,
+    foreign: Mapping[str, tuple[int, ...]],
+    read: Callable[[str], np.ndarray],
+    table: Table,
+    source: str,
+    shardings: nnx.State | None = None,
 ) -> nnx.State:
-    """`state` with numpy arrays of its dtypes taken from foreign tensors."""
+    """`state` (shapes will do) with arrays of its dtypes, read one by one and placed."""
     flat = nnx.to_flat_state(state)
     names = [".".join(map(str, path)) for path in flat.paths]
-    arrays, errors = _convert(tensors, dict(zip(names, flat.leaves, strict=True)), table)
+    leaves = dict(zip(names, flat.leaves, strict=True))
+    targets, errors = _plan(foreign, {name: leaf.shape for name, leaf in leaves.items()}, table)
     if errors:
         listed = "\n  ".join(errors)
         raise WeightsError(f"{source} does not fit the model, {len(errors)} faults:\n  {listed}")
-    filled = [leaf.replace(arrays[name]) for leaf, name in zip(flat.leaves, names, strict=True)]
-    return nnx.from_flat_state(zip(flat.paths, filled, strict=True))
+    places = dict(zip(names, jax.tree.leaves(shardings), strict=True)) if shardings else {}
+    for key, target in targets.items():
+        leaf = leaves[target.path]
+        array = np.array(read(key).transpose(target.axes), leaf.dtype, order="C")
+        array = jax.device_put(array, places[target.path]) if places else array
+        leaves[target.path] = leaf.replace(array)
+    return nnx.from_flat_state(zip(flat.paths, leaves.values(), strict=True))
 
 
 def load_state_dict_into(
@@ -181,43 +282,64 @@ def load_state_dict_into(
 ):
     """Replaces all parameters and statistics of `model`; changes nothing if anything is wrong."""
     state = nnx.state(model, nnx.Any(nnx.Param, nnx.BatchStat))
-    state = _filled(state, tensors.items(), table, source)
-    nnx.update(model, jax.tree.map(jnp.asarray, state))
+    shapes = {key: tensor.shape for key, tensor in tensors.items()}
+    state = _filled(state, shapes, tensors.__getitem__, table, source)
+    nnx.update(model, jax.tree.map(jax.numpy.asarray, state))
 
 
-def _read_tensors(file: pathlib.Path) -> Iterator[tuple[str, np.ndarray]]:
-    """The tensors of a .safetensors file, one at a time."""
+class _SafetensorsFile:
+    """Shapes and tensors of a .safetensors file."""
+
+    def __init__(self, file: pathlib.Path):
+        self.file = file
+        self.shapes = self._opened(
+            lambda opened: {k: tuple(opened.get_slice(k).get_shape()) for k in opened.keys()}  # noqa: SIM118
+        )
+
+    def read(self, key: str) -> np.ndarray:
+        """One tensor. The file is opened anew, or all that was read would stay mapped."""
+        return self._opened(lambda opened: opened.get_tensor(key))
+
+    def _opened(self, use: Callable[[Any], Any]) -> Any:
+        try:
+            with safe_open(self.file, "numpy") as opened:
+                return use(opened)
+        except (SafetensorError, OSError) as error:
+            raise WeightsError(
+                f"{self.file}: cannot be read as safetensors ({error}); truncated? Fetch it again"
+            ) from error
+
+
+_JSON_FILES = ("config.json", "preprocessor_config.json")
+_WEIGHTS_FILE = "model.safetensors"
+
+
+def _folder(source: str | pathlib.Path, names: Iterable[str]) -> pathlib.Path:
+    """The folder of a local checkpoint, or of a hub repository with these of its files."""
+    path = pathlib.Path(source).expanduser()
+    if path.is_dir():
+        return path
+    if path.exists():
+        return path.parent
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
+        raise WeightsError(f"{source}: no such file or folder, and no hub id (owner/name)")
     try:
-        with safe_open(file, "numpy") as opened:
-            for key in opened.keys():  # noqa: SIM118 - no mapping
-                yield key, opened.get_tensor(key)
-    except (SafetensorError, OSError) as error:
-        raise WeightsError(
-            f"{file}: cannot be read as safetensors ({error}); truncated? Fetch it again"
-        ) from error
-
-
-def _download(repo: str) -> pathlib.Path:
-    """The local folder of a hub repository, from the cache or the network."""
-    names = ["config.json", "model.safetensors"]
-    try:
-        return pathlib.Path(snapshot_download(repo, allow_patterns=names))
+        return pathlib.Path(snapshot_download(str(source), allow_patterns=list(names)))
     except (OSError, ValueError, hub_errors.HfHubHTTPError) as error:
         raise WeightsError(
-            f"{repo}: neither a local folder nor to be had from the Hugging Face hub: {error} "
-            f"Fetch {' and '.join(names)} where there is a network (hf download {repo}) and "
-            "name that folder, or copy its cache here (HF_HOME) and set HF_HUB_OFFLINE=1."
+            f"{source}: neither a local folder nor to be had from the Hugging Face hub: {error} "
+            f"Fetch {_JSON_FILES[0]} and {_WEIGHTS_FILE} where there is a network "
+            f"(hf download {source}) and name that folder, or copy its cache here (HF_HOME) and "
+            "set HF_HUB_OFFLINE=1."
         ) from error
 
 
-def _locate(source: str | pathlib.Path) -> pathlib.Path:
-    """The .safetensors file of a file, a folder or a hub id; config.json lies beside it."""
+def _weights_file(source: str | pathlib.Path) -> pathlib.Path:
+    """The .safetensors file of a file, a folder or a hub id."""
     path = pathlib.Path(source).expanduser()
-    if not path.exists():
-        if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
-            raise WeightsError(f"{source}: no such file or folder, and no hub id (owner/name)")
-        path = _download(str(source))
-    file = path / "model.safetensors" if path.is_dir() else path
+    file = (
+        path if path.is_file() else _folder(source, [*_JSON_FILES, _WEIGHTS_FILE]) / _WEIGHTS_FILE
+    )
     if not file.is_file():
         raise WeightsError(
             f"{file}: missing; convert the checkpoint to one safetensors file, for example with "
@@ -226,25 +348,45 @@ def _locate(source: str | pathlib.Path) -> pathlib.Path:
     return file
 
 
-def load_dpt(source: str | pathlib.Path) -> tuple[DPTConfig, nnx.State]:
-    """Configuration and parameters (numpy, on the host) of a DPT checkpoint.
+def read_dpt_config(source: str | pathlib.Path) -> tuple[DPTConfig, Preprocessing]:
+    """Architecture and image processor of a checkpoint, from its JSON files alone.
 
     Args:
         source: a folder with config.json and model.safetensors, such a file with config.json
             beside it, or a hub id ("Intel/dpt-large"; HF_HUB_OFFLINE and HF_HOME are honoured).
     """
-    file = _locate(source)
-    config_file = file.with_name("config.json")
+    folder = _folder(source, _JSON_FILES)
+    config = _read_json(folder / _JSON_FILES[0], hub_config.dpt_config)
+    if not (folder / _JSON_FILES[1]).is_file():
+        return config, hub_config.default_preprocessing(config)
+    return config, _read_json(folder / _JSON_FILES[1], Preprocessing.from_hf)
+
+
+def _read_json(file: pathlib.Path, read: Callable[[Any], Any]) -> Any:
     try:
-        config = DPTConfig.from_hf(json.loads(config_file.read_text()))
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise WeightsError(f"{config_file}: {error}") from error
-    abstract = nnx.eval_shape(lambda: DPT(config, rngs=nnx.Rngs(0)))
-    state = nnx.state(abstract, nnx.Param)
-    return config, _filled(state, _read_tensors(file), DPT_TABLE, str(file))
+        return read(json.loads(file.read_text()))
+    except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
+        raise WeightsError(f"{file}: {error}") from error
+
+
+def load_dpt(
+    source: str | pathlib.Path, config: DPTConfig, state: nnx.State, shardings: nnx.State
+) -> nnx.State:
+    """Parameters of a DPT or Depth Anything checkpoint, on their devices.
+
+    Args:
+        source: as in `read_dpt_config`.
+        config: the architecture, from `read_dpt_config`.
+        state: the model's parameters; shapes will do.
+        shardings: where each goes.
+    """
+    file = _SafetensorsFile(_weights_file(source))
+    table = table_of(config)
+    return _filled(state, file.shapes, file.read, table, str(file.file), shardings)
 
 
 def load_resnet(source: str | pathlib.Path, model: ResNet):
     """Fills `model` from a transformers ResNet of basic blocks; `source` as in `load_dpt`."""
-    file = _locate(source)
-    load_state_dict_into(model, dict(_read_tensors(file)), RESNET_TABLE, str(file))
+    file = _SafetensorsFile(_weights_file(source))
+    tensors = {key: file.read(key) for key in file.shapes}
+    load_state_dict_into(model, tensors, RESNET_TABLE, str(file.file))

@@ -1,0 +1,210 @@
+"""What the JSON files beside a checkpoint of the Hugging Face hub say of its architecture."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from fsmde_jax.models.bit import BiTConfig
+from fsmde_jax.models.dpt import DPTConfig
+from fsmde_jax.models.preprocess import Preprocessing
+
+SUPPORTED = (
+    "DPT with a plain ViT (Intel/dpt-large), DPT-Hybrid (Intel/dpt-hybrid-midas), and Depth "
+    "Anything V1 or V2 with DINOv2 (LiheYoung/depth-anything-small-hf, "
+    "depth-anything/Depth-Anything-V2-Small-hf, their Base and Large, V2's metric variants)"
+)
+
+# Published checkpoints, whose sizes `--dry_run` knows without a network.
+PUBLISHED = {
+    "Intel/dpt-large": DPTConfig.dpt_large(),
+    "Intel/dpt-hybrid-midas": DPTConfig.dpt_hybrid(),
+    **{
+        f"LiheYoung/depth-anything-{size}-hf": DPTConfig.depth_anything(size, version=1)
+        for size in ("small", "base", "large")
+    },
+    **{
+        f"depth-anything/Depth-Anything-V2-{size}-hf": DPTConfig.depth_anything(size.lower())
+        for size in ("Small", "Base", "Large")
+    },
+    **{
+        f"depth-anything/Depth-Anything-V2-Metric-{place}-{size}-hf": dataclasses.replace(
+            DPTConfig.depth_anything(size.lower()), max_depth_m=max_depth_m
+        )
+        for place, max_depth_m in (("Indoor", 20.0), ("Outdoor", 80.0))
+        for size in ("Small", "Base", "Large")
+    },
+}
+
+# Hugging Face's field names -> ours, where they differ.
+_RENAMED = {"num_hidden_layers": "num_layers", "num_attention_heads": "num_heads"}
+# The fields of config.json that a transformer's sizes are read from.
+_VIT_FIELDS = ("hidden_size", "layer_norm_eps", "qkv_bias", "image_size", "patch_size", *_RENAMED)
+_NECK_FIELDS = ("neck_hidden_sizes", "reassemble_factors", "fusion_hidden_size", "head_in_index")
+
+# transformers' defaults where they are not `DPTConfig`'s; config.json leaves out what is default.
+_DINOV2_DEFAULTS = {
+    "image_size": 224,
+    "patch_size": 14,
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "layer_norm_eps": 1e-6,
+}
+_DEPTH_ANYTHING_DEFAULTS = {
+    "reassemble_hidden_size": 384,
+    "neck_hidden_sizes": (48, 96, 192, 384),
+    "reassemble_factors": (4, 2, 1, 0.5),
+    "fusion_hidden_size": 64,
+    "head_in_index": -1,
+}
+
+
+def dpt_config(values: Mapping[str, Any]) -> DPTConfig:
+    """The architecture that a config.json describes; ValueError names what is not built here."""
+    if not isinstance(values, Mapping):
+        raise ValueError(f"holds {type(values).__name__}, not an object")
+    readers = {"dpt": _dpt, "depth_anything": _depth_anything}
+    family = values.get("model_type")
+    if family not in readers:
+        named = (values.get("architectures") or ["?"])[0]
+        raise ValueError(
+            f"model_type is {family!r} (architecture {named}), which is not supported. "
+            f"Supported: {SUPPORTED}"
+        )
+    return readers[family](values)
+
+
+def default_preprocessing(config: DPTConfig) -> Preprocessing:
+    """The image processor that checkpoints of this family have, for those without its file."""
+    if not config.normalise_layers:
+        return Preprocessing(size=config.image_size)
+    return Preprocessing(
+        mean=(0.485, 0.456, 0.406),
+        std=(0.229, 0.224, 0.225),
+        size=config.image_size,
+        keep_aspect_ratio=True,
+        multiple_of=config.patch_size,
+    )
+
+
+def _dpt(values: Mapping[str, Any]) -> DPTConfig:
+    hybrid = bool(values.get("is_hybrid"))
+    _refuse(
+        values,
+        {
+            "hidden_act": ("gelu",),
+            "num_channels": (3, None),
+            "use_batch_norm_in_fusion_residual": (False, None),
+            "backbone": (None,),
+            "neck_ignore_stages": ([0, 1],) if hybrid else ([], [0, 1], None),
+            **({} if hybrid else {"backbone_config": (None,)}),
+        },
+    )
+    names = (
+        *_VIT_FIELDS,
+        *_NECK_FIELDS,
+        *("intermediate_size", "backbone_out_indices", "readout_type", "add_projection"),
+        "use_bias_in_fusion_residual",
+    )
+    fields = _fields(values, names)
+    if hybrid:
+        # The stem's two maps take the place of the first two layers.
+        fields["stem"] = _bit(values.get("backbone_config") or {})
+        for name, default in (
+            ("backbone_out_indices", DPTConfig.backbone_out_indices),
+            ("reassemble_factors", DPTConfig.reassemble_factors),
+        ):
+            fields[name] = fields.get(name, default)[2:]
+    return DPTConfig(**fields)
+
+
+def _bit(values: Mapping[str, Any]) -> BiTConfig:
+    """DPT-Hybrid's convolutional stem."""
+    _refuse(
+        values,
+        {
+            "model_type": ("bit",),
+            "layer_type": ("bottleneck",),
+            "global_padding": ("same", "SAME"),
+            "embedding_dynamic_padding": (True,),
+            "hidden_act": ("relu",),
+            "width_factor": (1,),
+            "output_stride": (32,),
+            "out_features": (["stage1", "stage2", "stage3"],),
+        },
+    )
+    fields = _fields(values, [field.name for field in dataclasses.fields(BiTConfig)])
+    if "depths" in fields:
+        # transformers' sizes always have four stages, of which only `depths` are built.
+        sizes = fields.get("hidden_sizes", (256, 512, 1024, 2048))
+        fields["hidden_sizes"] = sizes[: len(fields["depths"])]
+    return BiTConfig(**fields)
+
+
+def _depth_anything(values: Mapping[str, Any]) -> DPTConfig:
+    backbone = {**_DINOV2_DEFAULTS, **(values.get("backbone_config") or {})}
+    _refuse(
+        backbone,
+        {
+            "model_type": ("dinov2",),
+            "hidden_act": ("gelu",),
+            "num_channels": (3,),
+            "use_swiglu_ffn": (False,),
+            "apply_layernorm": (True,),
+            "reshape_hidden_states": (False,),
+        },
+    )
+    _refuse(values, {"backbone": (None,), "depth_estimation_type": ("relative", "metric")})
+    values = {**_DEPTH_ANYTHING_DEFAULTS, **values}
+    fields = _fields(backbone, _VIT_FIELDS) | _fields(values, _NECK_FIELDS)
+    if values["reassemble_hidden_size"] != fields["hidden_size"]:
+        raise ValueError(
+            f"reassemble_hidden_size is {values['reassemble_hidden_size']}, but the backbone's "
+            f"hidden_size is {fields['hidden_size']}"
+        )
+    metric = values.get("depth_estimation_type", "relative") == "metric"
+    return DPTConfig(
+        **fields,
+        intermediate_size=int(fields["hidden_size"] * backbone.get("mlp_ratio", 4)),
+        layer_scale=True,
+        position_resize="bicubic",
+        backbone_out_indices=_layers(backbone, fields["num_layers"]),
+        normalise_layers=True,
+        readout_type="ignore",
+        exact_sizes=True,
+        head_hidden_size=values.get("head_hidden_size", 32),
+        max_depth_m=float(values.get("max_depth") or 1) if metric else None,
+    )
+
+
+def _layers(backbone: Mapping[str, Any], num_layers: int) -> tuple[int, ...]:
+    """transformers counts stages from the stem, 0; layers here start at 0."""
+    if backbone.get("out_indices"):
+        return tuple(index - 1 for index in backbone["out_indices"])
+    if backbone.get("out_features"):
+        return tuple(int(name.removeprefix("stage")) - 1 for name in backbone["out_features"])
+    return tuple(range(num_layers - 4, num_layers))
+
+
+def _fields(values: Mapping[str, Any], names: Any) -> dict[str, Any]:
+    """The named fields that are there and not null, under our names, lists as tuples."""
+    found = {n: values[n] for n in names if values.get(n) is not None}
+    for name, value in found.items():
+        if isinstance(value, list | tuple):
+            found[name] = tuple(value)
+    if isinstance(found.get("image_size"), int):
+        found["image_size"] = (found["image_size"],) * 2
+    if "reassemble_factors" in found:
+        found["reassemble_factors"] = tuple(map(float, found["reassemble_factors"]))
+    return {_RENAMED.get(name, name): value for name, value in found.items()}
+
+
+def _refuse(values: Mapping[str, Any], supported: Mapping[str, tuple]) -> None:
+    """Names every field whose value is none of the supported ones; an absent field is fine."""
+    wrong = [
+        f"{name} is {values[name]!r}, supported: {', '.join(map(repr, allowed))}"
+        for name, allowed in supported.items()
+        if name in values and values[name] not in allowed
+    ]
+    if wrong:
+        raise ValueError("describes an architecture not built here: " + "; ".join(wrong))
