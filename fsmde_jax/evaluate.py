@@ -7,7 +7,7 @@ per camera, beside two references measured in the same pass, the trivial predict
 import json
 import pathlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -32,10 +32,10 @@ TRIVIAL_BINS = 256
 
 
 class Predictor(NamedTuple):
-    """A way to depth: batch -> depth_m [b n h w]; `median_scaling` when only up to scale."""
+    """A way to depth: batch -> [b n h w], metres or what `metrics.ALIGNMENTS` says of it."""
 
     predict: Callable[[dict[str, Array]], Array]
-    median_scaling: bool = False
+    alignment: str = "metric"
 
 
 def evaluate_split(
@@ -43,12 +43,7 @@ def evaluate_split(
 ) -> dict[str, dict]:
     """Results of each predictor over a split, in one pass: `CameraTable.compute` by name."""
     source, cameras = pipeline.open_data(config.data, split)
-    batches = pipeline.eval_batches(
-        config.data,
-        split,
-        sharding.batch_sharding(mesh),
-        with_prepared=config.teacher.image == "prepared",
-    )
+    batches = _batches(config, split, mesh)
     measure = {name: _make_measure(config, p, mesh) for name, p in predictors.items()}
     tables = {name: metrics.CameraTable.empty(cameras) for name in predictors}
     count = -(-len(source) // config.data.eval_batch_size)
@@ -59,16 +54,37 @@ def evaluate_split(
     return {name: table.compute() for name, table in tables.items()}
 
 
+def _batches(config: ConfigDict, split: str, mesh: Mesh) -> Iterator[dict[str, Array]]:
+    """The split once, with what the config's task and teacher need."""
+    return pipeline.eval_batches(
+        config.data,
+        split,
+        sharding.batch_sharding(mesh),
+        with_dense=tasks.make_task(config).needs_dense_depth,
+        with_prepared=config.teacher.image == "prepared",
+    )
+
+
+def _truth(batch: dict[str, Array]) -> tuple[Array, Array]:
+    """Positions [b n p 2] and depths [b n p]: of every pixel if truth is dense, else of LiDAR."""
+    if "dense_depth_m" not in batch:
+        return batch["lidar_xy"], batch["lidar_depth_m"]
+    b, n, height, width = batch["dense_depth_m"].shape
+    y, x = jnp.mgrid[:height, :width]
+    xy = jnp.stack([x, y], axis=-1).reshape(-1, 2) + 0.5
+    depth_m = batch["dense_depth_m"].reshape(b, n, -1)
+    return jnp.broadcast_to(xy, (b, n, *xy.shape)), depth_m
+
+
 def _make_measure(config: ConfigDict, predictor: Predictor, mesh: Mesh) -> Callable:
     def measure(depth_m, batch):
         return metrics.batch_metrics(
             depth_m,
-            batch["lidar_xy"],
-            batch["lidar_depth_m"],
+            *_truth(batch),
             batch["image"].shape[2:4],
             config.data.min_depth_m,
             config.data.max_depth_m,
-            predictor.median_scaling,
+            predictor.alignment,
         )
 
     # On every device, so that each host can read the whole.
@@ -82,7 +98,7 @@ def evaluate_state(
     predict = make_predict(task, model)
     params = state.ema or state.params
     predictor = Predictor(
-        lambda batch: predict(params, state.batch_stats, frozen, batch), task.median_scaling
+        lambda batch: predict(params, state.batch_stats, frozen, batch), task.alignment
     )
     return evaluate_split(config, {"model": predictor}, config.data.eval_split, mesh)["model"]
 
@@ -154,7 +170,7 @@ def evaluate_run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, dict]:
     predict = make_predict(task, model)
     predictors = {
         config.task: Predictor(
-            lambda batch: predict(params, batch_stats, frozen, batch), task.median_scaling
+            lambda batch: predict(params, batch_stats, frozen, batch), task.alignment
         )
     }
     if config.evaluation.references:
@@ -182,7 +198,7 @@ def _references(config: ConfigDict, model: Model, teacher_state: Any) -> dict[st
             return model.merge_teacher(state)(*tasks.teacher_inputs(batch)).depth_m
 
         references["teacher"] = Predictor(
-            lambda batch: teacher_depth(teacher_state, batch), median_scaling=True
+            lambda batch: teacher_depth(teacher_state, batch), alignment="median"
         )
     return references
 
@@ -196,10 +212,14 @@ def write_report(config: ConfigDict, results: dict[str, dict], folder: pathlib.P
 
 def describe(config: ConfigDict, results: dict[str, dict]) -> str:
     """The table and what was measured."""
+    truth = f"protocol {config.evaluation.protocol}, native LiDAR pixels"
+    scale = "metric, but the teacher is median-scaled per image"
+    if config.task == "foundation":
+        truth = "dense truth at the prepared size"
+        scale = "scale and shift of inverse depth fitted to each image's truth"
     return (
-        f"{config.name}: split {config.data.eval_split!r} of {config.data.dataset!r}, protocol "
-        f"{config.evaluation.protocol}, native LiDAR pixels, {config.data.min_depth_m:g} to "
-        f"{config.data.max_depth_m:g} m; metric, but the teacher is median-scaled per image.\n\n"
+        f"{config.name}: split {config.data.eval_split!r} of {config.data.dataset!r}, {truth}, "
+        f"{config.data.min_depth_m:g} to {config.data.max_depth_m:g} m; {scale}.\n\n"
         + metrics.format_table(results)
     )
 
@@ -211,15 +231,9 @@ def _draw(config: ConfigDict, predictor: Predictor, folder: pathlib.Path, mesh: 
     source, cameras = pipeline.open_data(config.data, config.data.eval_split)
     count = min(config.evaluation.pictures, len(source))
     wanted = set(np.linspace(0, len(source) - 1, count).round().astype(int).tolist())
-    batches = pipeline.eval_batches(
-        config.data,
-        config.data.eval_split,
-        sharding.batch_sharding(mesh),
-        with_prepared=config.teacher.image == "prepared",
-    )
     replicate = jax.jit(lambda tree: tree, out_shardings=sharding.replicated(mesh))
-    for batch in batches:
-        batch = {**batch, "depth_m": predictor.predict(batch)}
+    for batch in _batches(config, config.data.eval_split, mesh):
+        batch = {**batch, "depth_m": _in_metres(config, predictor, batch)}
         host = jax.device_get(replicate(batch))
         for i, index in enumerate(host["sample_index"].tolist()):
             if index in wanted and jax.process_index() == 0:
@@ -228,6 +242,23 @@ def _draw(config: ConfigDict, predictor: Predictor, folder: pathlib.Path, mesh: 
                 visualize.draw_ring(
                     sample, cameras, config.evaluation.picture_max_depth_m, folder / f"{name}.png"
                 )
+
+
+def _in_metres(config: ConfigDict, predictor: Predictor, batch: dict[str, Array]) -> Array:
+    """The prediction, or what an affine prediction becomes by each image's alignment."""
+    prediction, (xy, truth_m) = predictor.predict(batch), _truth(batch)
+    if predictor.alignment != "affine":
+        return prediction
+    size = batch["image"].shape[2:4]
+    limits = (config.data.min_depth_m, config.data.max_depth_m)
+
+    def aligned(inverse_depth, xy, truth_m):
+        at_points = metrics.sample_bilinear(inverse_depth, xy, size)
+        valid = (truth_m > limits[0]) & (truth_m < limits[1])
+        scale, shift = metrics.fit_affine(at_points, truth_m, valid)
+        return metrics.depth_of_inverse(scale * inverse_depth + shift, *limits)
+
+    return jax.vmap(jax.vmap(aligned))(prediction, xy, truth_m)
 
 
 def main(_) -> None:

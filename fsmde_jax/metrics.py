@@ -13,6 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+# How a prediction meets the truth: as it is; times the image's ratio of medians; or, for relative
+# inverse depth, by the scale and shift of least squares on the image's inverse truth (MiDaS).
+ALIGNMENTS = ("metric", "median", "affine")
+
 NAMES = ("abs_rel", "sq_rel", "rmse_m", "rmse_log", "delta1", "delta2", "delta3")
 
 
@@ -39,24 +43,47 @@ def masked_median(values: Float[Array, "p"], mask: Bool[Array, "p"]) -> Float[Ar
     return jnp.where(count > 0, (low + high) / 2, 1.0)
 
 
+def fit_affine(
+    inverse_depth: Float[Array, "p"], truth_m: Float[Array, "p"], valid: Bool[Array, "p"]
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """(scale, shift) of least squares: scale * inverse_depth + shift = 1 / truth over `valid`."""
+    count = jnp.maximum(jnp.sum(valid), 1)
+    mean = lambda x: jnp.sum(jnp.where(valid, x, 0.0)) / count  # noqa: E731
+    inverse_truth = 1.0 / jnp.where(valid, truth_m, 1.0)
+    x, y = inverse_depth - mean(inverse_depth), inverse_truth - mean(inverse_truth)
+    scale = mean(x * y) / jnp.maximum(mean(x * x), 1e-30)
+    return scale, mean(inverse_truth) - scale * mean(inverse_depth)
+
+
+def depth_of_inverse(
+    inverse_depth: Float[Array, "*s"], min_depth_m: float, max_depth_m: float
+) -> Float[Array, "*s"]:
+    """1 / inverse_depth inside the range."""
+    return 1.0 / jnp.clip(inverse_depth, 1.0 / max_depth_m, 1.0 / min_depth_m)
+
+
 def image_metrics(
     depth_m: Float[Array, "p"],
     lidar_depth_m: Float[Array, "p"],
     min_depth_m: float,
     max_depth_m: float,
-    median_scaling: bool = False,
+    alignment: str = "metric",
 ) -> tuple[Float[Array, "m"], Bool[Array, ""]]:
     """The metrics of `NAMES` over one image's LiDAR pixels, and whether there were any.
 
     Args:
       depth_m: predictions at the LiDAR pixels.
       lidar_depth_m: truth; 0 pads.
-      median_scaling: multiply the prediction by the ratio of medians first.
+      min_depth_m, max_depth_m: between which the truth is valid; predictions are clamped.
+      alignment: one of `ALIGNMENTS`.
     """
     valid = (lidar_depth_m > min_depth_m) & (lidar_depth_m < max_depth_m)
-    if median_scaling:
+    if alignment == "median":
         ratio = masked_median(lidar_depth_m, valid) / masked_median(depth_m, valid)
         depth_m = depth_m * ratio
+    elif alignment == "affine":
+        scale, shift = fit_affine(depth_m, lidar_depth_m, valid)
+        depth_m = depth_of_inverse(scale * depth_m + shift, min_depth_m, max_depth_m)
     depth_m = jnp.clip(depth_m, min_depth_m, max_depth_m)
     truth = jnp.where(valid, lidar_depth_m, 1.0)
     depth_m = jnp.where(valid, depth_m, 1.0)
@@ -84,13 +111,13 @@ def batch_metrics(
     size: tuple[int, int],
     min_depth_m: float,
     max_depth_m: float,
-    median_scaling: bool = False,
+    alignment: str = "metric",
 ) -> tuple[Float[Array, "b n m"], Bool[Array, "b n"]]:
     """`image_metrics` of every image of a batch; `lidar_xy` in pixels of an image of `size`."""
 
     def one_image(depth_map, xy, truth):
         at_points = sample_bilinear(depth_map, xy, size)
-        return image_metrics(at_points, truth, min_depth_m, max_depth_m, median_scaling)
+        return image_metrics(at_points, truth, min_depth_m, max_depth_m, alignment)
 
     return jax.vmap(jax.vmap(one_image))(depth_m, lidar_xy, lidar_depth_m)
 

@@ -23,7 +23,7 @@ from fsmde_jax.models import hub_config, weights
 from fsmde_jax.models.dpt import DPT, DPTConfig
 from fsmde_jax.models.preprocess import Preprocessing
 from fsmde_jax.models.student import Student, StudentConfig
-from fsmde_jax.models.teacher import Teacher, relative_depth
+from fsmde_jax.models.teacher import Teacher
 
 Batch = dict[str, Array]
 
@@ -41,9 +41,9 @@ class Task(NamedTuple):
     build_teacher: Callable[[nnx.Rngs], nnx.Module] | None
     # (model, teacher, batch) -> (loss, {name: term})
     loss: Callable[[nnx.Module, nnx.Module | None, Batch], tuple[Array, dict[str, Array]]]
-    # (model, batch) -> depth_m [b n h w]
+    # (model, batch) -> depth_m, or what `alignment` says, [b n h w]
     predict: Callable[[nnx.Module, Batch], Array]
-    median_scaling: bool  # whether the prediction is only up to scale
+    alignment: str = "metric"  # how the prediction meets the truth, see `metrics.ALIGNMENTS`
     needs_dense_depth: bool = False
 
 
@@ -67,7 +67,6 @@ def _student(config: ConfigDict) -> Task:
         build_teacher=(lambda rngs: build_teacher(config, rngs)) if distils else None,
         loss=loss,
         predict=lambda model, batch: model(*_inputs(batch)).depth_m,
-        median_scaling=False,
     )
 
 
@@ -84,7 +83,6 @@ def _teacher_head(config: ConfigDict) -> Task:
         build_teacher=None,
         loss=loss,
         predict=lambda model, batch: model(*teacher_inputs(batch)).depth_m,
-        median_scaling=False,
     )
 
 
@@ -113,8 +111,8 @@ def _foundation(config: ConfigDict) -> Task:
         return value, {"affine_invariant": value}
 
     def predict(model, batch):
-        depth = relative_depth(inverse_depth(model, batch))
-        return depth.reshape(*batch["image"].shape[:2], *depth.shape[1:])
+        prediction = inverse_depth(model, batch)
+        return prediction.reshape(*batch["image"].shape[:2], *prediction.shape[1:])
 
     return Task(
         build_model=lambda rngs: DPT(architecture, rngs=rngs),
@@ -122,7 +120,7 @@ def _foundation(config: ConfigDict) -> Task:
         build_teacher=None,
         loss=loss,
         predict=predict,
-        median_scaling=True,
+        alignment="affine",
         needs_dense_depth=True,
     )
 

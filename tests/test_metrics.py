@@ -42,9 +42,22 @@ def test_median_scaling_uses_numpys_median(count):
     keep = (truth > 0.1) & (truth < 200)
     scaled = predicted * np.median(truth[keep]) / np.median(predicted[keep])
     values, _ = metrics.image_metrics(
-        jnp.asarray(predicted), jnp.asarray(truth), 0.1, 200.0, median_scaling=True
+        jnp.asarray(predicted), jnp.asarray(truth), 0.1, 200.0, alignment="median"
     )
     np.testing.assert_allclose(values, reference(scaled, truth), rtol=2e-5)
+
+
+def test_affine_alignment_is_numpys_least_squares_on_inverse_depth():
+    predicted, truth = random_points(2)
+    inverse = 3.0 / predicted + 0.7
+    keep = (truth > 0.1) & (truth < 200)
+    design = np.stack([inverse[keep], np.ones(keep.sum())], axis=1)
+    scale, shift = np.linalg.lstsq(design, 1 / truth[keep], rcond=None)[0]
+    aligned = 1 / np.clip(scale * inverse + shift, 1 / 200, 1 / 0.1)
+    values, _ = metrics.image_metrics(
+        jnp.asarray(inverse), jnp.asarray(truth), 0.1, 200.0, alignment="affine"
+    )
+    np.testing.assert_allclose(values, reference(aligned, truth), rtol=1e-3)
 
 
 def test_an_image_without_points_does_not_count():

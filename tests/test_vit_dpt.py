@@ -1,6 +1,7 @@
 """DPT against transformers' torch model, stage by stage, on random weights; resizing; sizes."""
 
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ import pytest
 from flax import nnx
 
 from fsmde_jax.models.dpt import DPT, DPTConfig
-from fsmde_jax.models.hub_config import dpt_config
+from fsmde_jax.models.hub_config import PUBLISHED, dpt_config, to_json
 from fsmde_jax.models.resize import resize_bicubic, resize_bilinear
 from fsmde_jax.models.weights import load_state_dict_into, table_of
 
@@ -332,6 +333,11 @@ HUB = {
 def test_named_sizes_are_those_of_the_hub(name):
     values, expected = HUB[name]
     assert dpt_config(values) == expected
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_what_is_written_is_read_back(name):
+    assert dpt_config(json.loads(json.dumps(to_json(PUBLISHED[name])))) == PUBLISHED[name]
 
 
 def test_metric_checkpoints_say_so():

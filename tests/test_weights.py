@@ -7,12 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from fsmde_jax.models import resnet
 from fsmde_jax.models.dpt import DPT, DPTConfig
-from fsmde_jax.models.hub_config import dpt_config
+from fsmde_jax.models.hub_config import default_preprocessing, dpt_config
+from fsmde_jax.models.preprocess import Preprocessing
+from fsmde_jax.models.vit import ViT
 from fsmde_jax.models.weights import (
+    DEPTH_ANYTHING_TABLE,
     DPT_TABLE,
     RESNET_TABLE,
     WeightsError,
@@ -20,6 +24,8 @@ from fsmde_jax.models.weights import (
     load_resnet,
     load_state_dict_into,
     read_dpt_config,
+    save_dpt,
+    table_of,
 )
 
 CONFIG = {
@@ -173,6 +179,104 @@ def test_every_single_missing_key_is_noticed(tensors):
             rest = {k: v for k, v in tensors.items() if k != key}
             with pytest.raises(WeightsError, match="1 faults"):
                 load_state_dict_into(model, rest, DPT_TABLE)
+
+
+def test_a_saved_model_loads_here_and_in_transformers(tmp_path):
+    model = tiny_dpt()
+    state = nnx.state(model, nnx.Param)
+    save_dpt(tmp_path, model.config, Preprocessing(size=(16, 16)), state, "float32")
+    config, loaded = load(tmp_path)
+    assert config == model.config
+    assert read_dpt_config(tmp_path)[1] == Preprocessing(size=(16, 16))
+    jax.tree.map(np.testing.assert_array_equal, loaded, state)
+    torch = pytest.importorskip("torch")
+    from torch_reference import to_torch
+    from transformers import DPTForDepthEstimation
+
+    image = np.random.default_rng(0).normal(size=(1, 16, 16, 3)).astype(np.float32)
+    torch_model = DPTForDepthEstimation.from_pretrained(tmp_path).eval()
+    with torch.no_grad():
+        reference = torch_model(to_torch(image)).predicted_depth.numpy()
+    prediction = nnx.jit(lambda m, x: m(x).prediction)(model, jnp.asarray(image))
+    np.testing.assert_allclose(prediction, reference, rtol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["hybrid", "depth_anything"])
+def test_every_change_of_a_file_is_noticed(family):
+    """Each key dropped, doubled under another name, or (where its shape tells) transposed."""
+    pytest.importorskip("torch")
+    import test_vit_dpt
+    import torch_reference
+
+    kind, options, _ = test_vit_dpt.CASES[family]
+    torch_model = getattr(torch_reference, kind)(**options)
+    tensors = torch_reference.state_dict(torch_model)
+    config = dpt_config(torch_model.config.to_dict())
+    model = nnx.eval_shape(lambda: DPT(config, rngs=nnx.Rngs(0)))
+    idle = ("layers.0.residual_layer1", "mask_token")
+    for key in [key for key in tensors if not any(name in key for name in idle)]:
+        rest = {k: v for k, v in tensors.items() if k != key}
+        with pytest.raises(WeightsError, match="no key fills it"):
+            load_state_dict_into(model, rest, table_of(config))
+        turned = tensors[key].T
+        if turned.shape != tensors[key].shape:
+            with pytest.raises(WeightsError, match="becomes"):
+                load_state_dict_into(model, {**tensors, key: turned}, table_of(config))
+    hub_spelling = {"q_proj": "attention.query", "attention.query": "q_proj"}
+    (key,) = (k for k in tensors if "layer.1." in k and k.endswith(("q_proj.bias", "query.bias")))
+    for ours, other in hub_spelling.items():
+        if ours in key:
+            doubled = {**tensors, key.replace(ours, other): tensors[key]}
+            with pytest.raises(WeightsError, match=r"attention\.query\.bias: filled 2 times"):
+                load_state_dict_into(model, doubled, table_of(config))
+
+
+def test_the_hubs_spelling_of_dinov2_loads_as_transformers_5s():
+    pytest.importorskip("torch")
+    import test_vit_dpt
+    import torch_reference
+
+    _, options, _ = test_vit_dpt.CASES["depth_anything"]
+    torch_model = torch_reference.depth_anything(**options)
+    tensors = torch_reference.state_dict(torch_model)
+    config = dpt_config(torch_model.config.to_dict())
+    old = {"q_proj": "attention.query", "k_proj": "attention.key", "v_proj": "attention.value"}
+    hub = {}
+    for key, tensor in tensors.items():
+        for new, name in (old | {"o_proj": "output.dense"}).items():
+            key = key.replace(new, name)
+        hub[key] = tensor
+    assert hub.keys() != tensors.keys()
+    models = [DPT(config, rngs=nnx.Rngs(i)) for i in range(2)]
+    for model, state_dict in zip(models, (tensors, hub), strict=True):
+        load_state_dict_into(model, state_dict, table_of(config))
+    jax.tree.map(np.testing.assert_array_equal, *(nnx.state(model) for model in models))
+
+
+def test_real_dinov2_equals_torch_on_real_photos(shared_dir):
+    """Last-layer features at 518x518 and at a size that is not square."""
+    torch = pytest.importorskip("torch")
+    from PIL import Image
+    from torch_reference import to_torch
+    from transformers import Dinov2Model
+
+    folder = shared_dir / "weights" / "dinov2_small_hf"
+    torch_model = Dinov2Model.from_pretrained(folder).eval()
+    with safe_open(folder / "model.safetensors", "numpy") as file:
+        tensors = {f"backbone.{key}": file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    config = DPTConfig.depth_anything("small")
+    model = nnx.Module()
+    model.backbone = ViT(config, rngs=nnx.Rngs(0))
+    load_state_dict_into(model, tensors, DEPTH_ANYTHING_TABLE)
+    features = nnx.jit(lambda vit, x: vit.encode(vit.embed(x), ())[1])
+    photo = next((shared_dir / "real" / "dgp").rglob("CAMERA_01/*.jpg"))
+    for size in ((518, 518), (392, 644)):
+        image = np.asarray(Image.open(photo).resize(size[::-1]))[None]
+        pixels = default_preprocessing(config)(jnp.asarray(image), size)
+        with torch.no_grad():
+            reference = torch_model(to_torch(np.asarray(pixels))).last_hidden_state.numpy()
+        error = np.abs(features(model.backbone, pixels) - reference).max() / np.abs(reference).max()
+        assert error < 1e-4, (size, error)
 
 
 def test_doubled_key_is_noticed():

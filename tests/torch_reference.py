@@ -60,6 +60,8 @@ def depth_anything(seed: int = 0, backbone: dict | None = None, **sizes):
     backbone_config = Dinov2Config(reshape_hidden_states=False, **(backbone or {}))
     config = DepthAnythingConfig(backbone_config=backbone_config, **sizes)
     model = randomise(DepthAnythingForDepthEstimation(config), seed)
+    if config.depth_estimation_type == "metric":
+        return _in_reach_of_sigmoid(model)
     return _above_zero(model, model.head.conv3)
 
 
@@ -83,6 +85,19 @@ def use_official_positions(model):
         return torch.cat([class_position, positions.flatten(2).transpose(1, 2)], dim=1)
 
     embeddings.interpolate_pos_encoding = resized
+
+
+@torch.no_grad()
+def _in_reach_of_sigmoid(model):
+    """Scales the last layer so that its sigmoid is not saturated: that would hide every error."""
+    seen, last = [], model.head.conv3
+    hook = last.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    size = 4 * model.config.patch_size
+    model(torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0)))
+    hook.remove()
+    last.bias.sub_(seen[0].mean()).div_(seen[0].std())
+    last.weight.div_(seen[0].std())
+    return model
 
 
 def _above_zero(model, last_conv):

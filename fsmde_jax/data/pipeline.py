@@ -84,14 +84,21 @@ def train_batches(
 
 
 def eval_batches(
-    config: ConfigDict, split: str, sharding: NamedSharding, with_prepared: bool = False
+    config: ConfigDict,
+    split: str,
+    sharding: NamedSharding,
+    with_dense: bool = False,
+    with_prepared: bool = False,
 ) -> grain.DatasetIterator:
     """Every sample of the split once, in order, with all LiDAR points; short batches are padded."""
     source, cameras = open_data(config, split)
     batch_size = _per_process(config.eval_batch_size, "config.data.eval_batch_size", sharding)
     padded = -(-len(source) // config.eval_batch_size) * config.eval_batch_size
     to_rig = functools.partial(
-        place_on_rig, cameras=cameras, num_points=source.rig["max_points_per_image"]
+        place_on_rig,
+        cameras=cameras,
+        num_points=source.rig["max_points_per_image"],
+        with_dense=with_dense,
     )
     dataset = (
         grain.MapDataset.range(padded)[jax.process_index() :: jax.process_count()]

@@ -40,6 +40,12 @@ _RENAMED = {"num_hidden_layers": "num_layers", "num_attention_heads": "num_heads
 # The fields of config.json that a transformer's sizes are read from.
 _VIT_FIELDS = ("hidden_size", "layer_norm_eps", "qkv_bias", "image_size", "patch_size", *_RENAMED)
 _NECK_FIELDS = ("neck_hidden_sizes", "reassemble_factors", "fusion_hidden_size", "head_in_index")
+_DPT_FIELDS = (
+    *_VIT_FIELDS,
+    *_NECK_FIELDS,
+    *("intermediate_size", "backbone_out_indices", "readout_type", "add_projection"),
+    "use_bias_in_fusion_residual",
+)
 
 # transformers' defaults where they are not `DPTConfig`'s; config.json leaves out what is default.
 _DINOV2_DEFAULTS = {
@@ -100,13 +106,7 @@ def _dpt(values: Mapping[str, Any]) -> DPTConfig:
             **({} if hybrid else {"backbone_config": (None,)}),
         },
     )
-    names = (
-        *_VIT_FIELDS,
-        *_NECK_FIELDS,
-        *("intermediate_size", "backbone_out_indices", "readout_type", "add_projection"),
-        "use_bias_in_fusion_residual",
-    )
-    fields = _fields(values, names)
+    fields = _fields(values, _DPT_FIELDS)
     if hybrid:
         # The stem's two maps take the place of the first two layers.
         fields["stem"] = _bit(values.get("backbone_config") or {})
@@ -116,6 +116,58 @@ def _dpt(values: Mapping[str, Any]) -> DPTConfig:
         ):
             fields[name] = fields.get(name, default)[2:]
     return DPTConfig(**fields)
+
+
+def to_json(config: DPTConfig) -> dict[str, Any]:
+    """The config.json of an architecture; `dpt_config` reads it back, and so does transformers."""
+    value_of = lambda name: getattr(config, _RENAMED.get(name, name))  # noqa: E731
+    vit, neck = ({n: value_of(n) for n in names} for names in (_VIT_FIELDS, _NECK_FIELDS))
+    # torch takes a whole factor for a kernel's size.
+    factors = [int(factor) if factor >= 1 else factor for factor in config.reassemble_factors]
+    if config.normalise_layers:
+        layers = [index + 1 for index in config.backbone_out_indices]
+        metric = {"depth_estimation_type": "metric", "max_depth": int(config.max_depth_m or 1)}
+        return {
+            "model_type": "depth_anything",
+            "backbone_config": vit
+            | {
+                "model_type": "dinov2",
+                "image_size": config.image_size[0],
+                "mlp_ratio": config.intermediate_size // config.hidden_size,
+                "out_indices": layers,
+                "reshape_hidden_states": False,
+            },
+            **neck,
+            "patch_size": config.patch_size,
+            "reassemble_factors": factors,
+            "reassemble_hidden_size": config.hidden_size,
+            "head_hidden_size": config.head_hidden_size,
+            **(metric if config.predicts_metres else {}),
+        }
+    values = {"model_type": "dpt", **{name: value_of(name) for name in _DPT_FIELDS}}
+    if config.stem is None:
+        return values | {"reassemble_factors": factors}
+    stem = dataclasses.asdict(config.stem)
+    stem["hidden_sizes"] = [*stem["hidden_sizes"], 2 * stem["hidden_sizes"][-1]]
+    return values | {
+        "is_hybrid": True,
+        "reassemble_factors": [1, 1, *factors],
+        "backbone_out_indices": [0, 0, *config.backbone_out_indices],  # the stem's two: not read
+        "backbone_featmap_shape": [
+            1,
+            config.stem.hidden_sizes[-1],
+            *config.grid(*config.image_size),
+        ],
+        "neck_ignore_stages": [0, 1],
+        "backbone_config": stem
+        | {
+            "model_type": "bit",
+            "layer_type": "bottleneck",
+            "global_padding": "same",
+            "embedding_dynamic_padding": True,
+            "out_features": ["stage1", "stage2", "stage3"],
+        },
+    }
 
 
 def _bit(values: Mapping[str, Any]) -> BiTConfig:

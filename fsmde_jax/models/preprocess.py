@@ -66,6 +66,24 @@ class Preprocessing:
             interpolation=_FILTERS[resample],
         )
 
+    def to_hf(self) -> dict:
+        """The preprocessor_config.json of a checkpoint."""
+        (resample,) = (code for code, name in _FILTERS.items() if name == self.interpolation)
+        size = self.size or (1, 1)
+        return {
+            "image_processor_type": "DPTImageProcessor",
+            "do_resize": self.size is not None,
+            "size": {"height": size[0], "width": size[1]},
+            "keep_aspect_ratio": self.keep_aspect_ratio,
+            "ensure_multiple_of": self.multiple_of,
+            "resample": resample,
+            "do_rescale": True,
+            "rescale_factor": 1 / 255,
+            "do_normalize": True,
+            "image_mean": self.mean,
+            "image_std": self.std,
+        }
+
     def target_size(self, height: int, width: int) -> tuple[int, int]:
         """The size the checkpoint's processor would give an image of this size."""
         if self.size is None:

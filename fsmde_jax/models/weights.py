@@ -19,6 +19,7 @@ from flax import nnx
 from huggingface_hub import errors as hub_errors
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
 from fsmde_jax.errors import UserError
 from fsmde_jax.models import hub_config
@@ -383,6 +384,44 @@ def load_dpt(
     file = _SafetensorsFile(_weights_file(source))
     table = table_of(config)
     return _filled(state, file.shapes, file.read, table, str(file.file), shardings)
+
+
+def save_dpt(
+    folder: pathlib.Path,
+    config: DPTConfig,
+    preprocessing: Preprocessing,
+    state: nnx.State,
+    dtype: str = "float16",
+) -> None:
+    """Writes a checkpoint that `load_dpt`, and transformers, can read."""
+    folder.mkdir(parents=True, exist_ok=True)
+    contents = (hub_config.to_json(config), preprocessing.to_hf())
+    for name, content in zip(_JSON_FILES, contents, strict=True):
+        (folder / name).write_text(json.dumps(content, indent=2) + "\n")
+    tensors = {}
+    for path, leaf in nnx.to_flat_state(state):
+        key, axes = _foreign_key(".".join(map(str, path)), leaf[...].ndim, table_of(config))
+        tensor = np.asarray(jax.device_get(leaf[...])).transpose(np.argsort(axes))
+        tensors[key] = np.array(tensor, dtype, order="C")
+    save_file(tensors, folder / _WEIGHTS_FILE)
+
+
+def _foreign_key(path: str, ndim: int, table: Table) -> tuple[str, tuple[int, ...]]:
+    """The foreign key that fills our `path`, by the first rule that does, and its axes."""
+    for rule in table:
+        groups = re.findall(r"\(.*?\)", rule.pattern)
+        by_number = lambda found, groups=groups: groups[int(found[1]) - 1]  # noqa: E731
+        ours = re.sub(r"\\(\d)", by_number, (rule.path or "").replace(".", r"\."))
+        if match := re.fullmatch(ours, path):
+            # The groups of our path may come in any order or not at all.
+            order = [int(number) for number in re.findall(r"\\(\d)", rule.path)]
+            values = dict(zip(order, match.groups(), strict=True))
+            key = rule.pattern.replace(r"\.", ".")
+            for number, group in enumerate(groups, start=1):
+                key = key.replace(group.replace(r"\.", "."), values[number], 1)
+            axes = _AXES.get(rule.axes, ())
+            return key, axes if len(axes) == ndim else tuple(range(ndim))
+    raise KeyError(path)
 
 
 def load_resnet(source: str | pathlib.Path, model: ResNet):

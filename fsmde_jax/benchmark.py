@@ -1,0 +1,171 @@
+"""Measurements: `python -m fsmde_jax.benchmark --what=loading|forward --models=NAME,NAME`.
+
+loading: memory and time of loading published foundation models from safetensors files of random
+values. forward: time of a forward pass beside transformers' torch model, interleaved in one run
+(needs `pip install -e ".[torch]"`). Prints Markdown; `--out` also writes it, with the command.
+"""
+
+import multiprocessing
+import os
+import pathlib
+import platform
+import resource
+import shlex
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import app, flags
+from flax import nnx
+
+from fsmde_jax import sharding
+from fsmde_jax.config import default_config
+from fsmde_jax.models import hub_config, weights
+from fsmde_jax.models.dpt import DPT, DPTConfig
+
+MIB = 2.0**20
+
+
+def main(_) -> None:
+    """Runs one measurement and prints its report."""
+    measure = {"loading": loading, "forward": forward}[flags.FLAGS.what]
+    rows = [measure(name) for name in flags.FLAGS.models]
+    lines = [f"# {flags.FLAGS.what}", "", f"`{_command()}`", "", _machine(), ""]
+    lines += ["| " + " | ".join(rows[0]) + " |", "| --- " * len(rows[0]) + "|"]
+    lines += ["| " + " | ".join(row.values()) + " |" for row in rows]
+    print("\n".join(lines))
+    if flags.FLAGS.out:
+        pathlib.Path(flags.FLAGS.out).write_text("\n".join(lines) + "\n")
+
+
+def _command() -> str:
+    return shlex.join(["python", "-m", "fsmde_jax.benchmark", *sys.argv[1:]])
+
+
+def _machine() -> str:
+    return (
+        f"{jax.devices()[0].device_kind} x {jax.device_count()}, {os.cpu_count()} cores "
+        f"({platform.machine()}), jax {jax.__version__}."
+    )
+
+
+def _abstract(config: DPTConfig, dtype: Any = jnp.float32) -> DPT:
+    return nnx.eval_shape(lambda: DPT(config, rngs=nnx.Rngs(0), dtype=dtype))
+
+
+def _write_random(folder: pathlib.Path, config: DPTConfig) -> None:
+    """A float32 checkpoint of random values, as large as the published one."""
+    rng = np.random.default_rng(0)
+    draw = lambda leaf: 0.02 * rng.standard_normal(leaf.shape, np.float32)  # noqa: E731
+    state = jax.tree.map(draw, nnx.state(_abstract(config), nnx.Param))
+    preprocessing = hub_config.default_preprocessing(config)
+    weights.save_dpt(folder, config, preprocessing, state, "float32")
+
+
+def loading(name: str) -> dict[str, str]:
+    """Peak memory and time of loading a checkpoint of this architecture onto the mesh."""
+    config = hub_config.PUBLISHED[name]
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder)
+        _write_random(path, config)
+        size = (path / "model.safetensors").stat().st_size
+        # A process of its own: its high-water mark is this load's.
+        context = multiprocessing.get_context("spawn")
+        with context.Pool(1) as pool:
+            before, peak, seconds = pool.apply(_load, (name, folder))
+    grown = peak - before
+    return {
+        "model": name,
+        "file (MiB)": f"{size / MIB:.0f}",
+        "memory before (MiB)": f"{before / MIB:.0f}",
+        "growth to the peak (MiB)": f"{grown / MIB:.0f}",
+        "growth / file": f"{grown / size:.2f}",
+        "seconds": f"{seconds:.1f}",
+    }
+
+
+def _load(name: str, folder: str) -> tuple[int, int, float]:
+    """Resident bytes before loading, at the peak, and seconds."""
+    config = hub_config.PUBLISHED[name]
+    state = nnx.state(_abstract(config), nnx.Param)
+    mesh = sharding.make_mesh(default_config().mesh)
+    shardings = sharding.fsdp_sharding(state, mesh)
+    jax.block_until_ready(jax.device_put(np.zeros(1)))
+    before = _resident_bytes()
+    start = time.perf_counter()
+    jax.block_until_ready(weights.load_dpt(folder, config, state, shardings))
+    seconds = time.perf_counter() - start
+    return before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, seconds
+
+
+def _resident_bytes() -> int:
+    status = pathlib.Path("/proc/self/status").read_text()
+    return int(status.split("VmRSS:")[1].split()[0]) * 1024
+
+
+def forward(name: str) -> dict[str, str]:
+    """Median seconds of a forward pass of random weights, jax and torch in turns."""
+    import torch
+    import transformers
+
+    config, size = hub_config.PUBLISHED[name], flags.FLAGS.image_size
+    height, width = map(int, size.split("x"))
+    image = np.random.default_rng(0).standard_normal((1, height, width, 3), np.float32)
+    with tempfile.TemporaryDirectory() as folder:
+        _write_random(pathlib.Path(folder), config)
+        reference = transformers.AutoModelForDepthEstimation.from_pretrained(folder).eval()
+        runs = {}
+        for dtype in (jnp.float32, jnp.bfloat16):
+            model = _abstract(config, dtype)
+            state = nnx.state(model, nnx.Param)
+            mesh = sharding.make_mesh(default_config().mesh)
+            state = weights.load_dpt(folder, config, state, sharding.fsdp_sharding(state, mesh))
+            runs[f"jax {jnp.dtype(dtype).name}"] = _compiled(model, state, image)
+    pixels = torch.from_numpy(image.transpose(0, 3, 1, 2).copy())
+
+    @torch.no_grad()
+    def run_torch():
+        return reference(pixels).predicted_depth.numpy()
+
+    runs["torch float32"] = run_torch
+    outputs = {key: run() for key, run in runs.items()}  # compiles; and shows they agree
+    error = np.abs(outputs["jax float32"] - outputs["torch float32"]).max()
+    error /= np.abs(outputs["torch float32"]).max()
+    times: dict[str, list[float]] = {key: [] for key in runs}
+    for _ in range(flags.FLAGS.repeats):
+        for key, run in runs.items():
+            start = time.perf_counter()
+            run()
+            times[key].append(time.perf_counter() - start)
+    median = {key: statistics.median(values) for key, values in times.items()}
+    return {
+        "model": name,
+        "image": size,
+        **{f"{key} (s)": f"{value:.2f}" for key, value in median.items()},
+        "jax / torch": f"{median['jax float32'] / median['torch float32']:.2f}",
+        "bfloat16 / float32": f"{median['jax bfloat16'] / median['jax float32']:.2f}",
+        "relative error": f"{error:.1e}",
+        "repeats": str(flags.FLAGS.repeats),
+    }
+
+
+def _compiled(model: DPT, state: nnx.State, image: np.ndarray) -> Callable[[], np.ndarray]:
+    """A call without arguments that runs the model and waits."""
+    graph, image_on_device = nnx.graphdef(model), jnp.asarray(image)
+    call = jax.jit(lambda state, x: nnx.merge(graph, state)(x).prediction)
+    return lambda: np.asarray(call(state, image_on_device))
+
+
+if __name__ == "__main__":
+    flags.DEFINE_enum("what", None, ["loading", "forward"], "What is measured.", required=True)
+    flags.DEFINE_list("models", ["Intel/dpt-large"], "Published hub ids; no weights are fetched.")
+    flags.DEFINE_string("image_size", "518x686", "Height x width of forward's image.")
+    flags.DEFINE_integer("repeats", 5, "Of forward, after one that compiles.")
+    flags.DEFINE_string("out", "", "A file to write the report to as well.")
+    app.run(main)
