@@ -1,10 +1,13 @@
-"""Measurements: `python -m fsmde_jax.benchmark --what=loading|forward --models=NAME,NAME`.
+"""Measurements: `python -m fsmde_jax.benchmark --what=loading|forward|step`.
 
-loading: memory and time of loading published foundation models from safetensors files of random
-values. forward: time of a forward pass beside transformers' torch model, interleaved in one run
-(needs `pip install -e ".[torch]"`). Prints Markdown; `--out` also writes it, with the command.
+loading: memory and time of loading published foundation models (`--models=NAME,NAME`) from
+safetensors files of random values. forward: time of their forward pass beside transformers' torch
+model (needs `pip install -e ".[torch]"`). step: time of a training step of `--config` supervised
+only, with a cached and with an online teacher, on random values. What is compared runs in turns.
+Prints Markdown; `--out` also writes it, with the command.
 """
 
+import functools
 import multiprocessing
 import os
 import pathlib
@@ -23,19 +26,24 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 from flax import nnx
+from ml_collections import ConfigDict, config_flags
 
-from fsmde_jax import sharding
+from fsmde_jax import dry_run, sharding, tasks, teacher_targets, train
 from fsmde_jax.config import default_config
 from fsmde_jax.models import hub_config, weights
 from fsmde_jax.models.dpt import DPT, DPTConfig
+from fsmde_jax.state import Model, init_state, place_model
 
 MIB = 2.0**20
 
 
 def main(_) -> None:
     """Runs one measurement and prints its report."""
-    measure = {"loading": loading, "forward": forward}[flags.FLAGS.what]
-    rows = [measure(name) for name in flags.FLAGS.models]
+    if flags.FLAGS.what == "step":
+        rows = step(CONFIG.value)
+    else:
+        measure = {"loading": loading, "forward": forward}[flags.FLAGS.what]
+        rows = [measure(name) for name in flags.FLAGS.models]
     lines = [f"# {flags.FLAGS.what}", "", f"`{_command()}`", "", _machine(), ""]
     lines += ["| " + " | ".join(rows[0]) + " |", "| --- " * len(rows[0]) + "|"]
     lines += ["| " + " | ".join(row.values()) + " |" for row in rows]
@@ -137,13 +145,7 @@ def forward(name: str) -> dict[str, str]:
     outputs = {key: run() for key, run in runs.items()}  # compiles; and shows they agree
     error = np.abs(outputs["jax float32"] - outputs["torch float32"]).max()
     error /= np.abs(outputs["torch float32"]).max()
-    times: dict[str, list[float]] = {key: [] for key in runs}
-    for _ in range(flags.FLAGS.repeats):
-        for key, run in runs.items():
-            start = time.perf_counter()
-            run()
-            times[key].append(time.perf_counter() - start)
-    median = {key: statistics.median(values) for key, values in times.items()}
+    median = _medians(runs)
     return {
         "model": name,
         "image": size,
@@ -155,6 +157,75 @@ def forward(name: str) -> dict[str, str]:
     }
 
 
+def _medians(runs: dict[str, Callable[[], Any]]) -> dict[str, float]:
+    """Median seconds of each, run in turns."""
+    times: dict[str, list[float]] = {key: [] for key in runs}
+    for _ in range(flags.FLAGS.repeats):
+        for key, run in runs.items():
+            start = time.perf_counter()
+            run()
+            times[key].append(time.perf_counter() - start)
+    return {key: statistics.median(values) for key, values in times.items()}
+
+
+def step(config: ConfigDict) -> list[dict[str, str]]:
+    """Seconds of a student's training step by where its teacher comes from."""
+    config.teacher.weights = "random"
+    runs = {
+        "supervised only": _step_run(config, ckd_divergence=0.0, ckd_crossing=0.0, vrkd=0.0),
+        "cached teacher": _step_run(config, cached=True),
+        "online teacher": _step_run(config),
+    }
+    for run in runs.values():
+        run()  # compiles
+    median = _medians(runs)
+    return [
+        {
+            "step": key,
+            "seconds": f"{value:.4f}",
+            "times supervised": f"{value / median['supervised only']:.2f}",
+            "repeats": str(flags.FLAGS.repeats),
+        }
+        for key, value in median.items()
+    ]
+
+
+def _step_run(config: ConfigDict, cached: bool = False, **objective: float) -> Callable[[], Any]:
+    """A call that makes one more step, on a batch of random values."""
+    config = config.copy_and_resolve_references()
+    config.objective.update(objective)
+    mesh, task = sharding.make_mesh(config.mesh), tasks.make_task(config)
+    model = Model(task, config.seed)
+    shapes = dry_run.batch_shapes(config, task)
+    if cached:
+        encode = functools.partial(teacher_targets.encode, config, model)
+        shapes |= jax.eval_shape(encode, model.teacher_state, shapes)
+    batch = jax.device_put(_random_batch(shapes), sharding.batch_sharding(mesh))
+    frozen, teacher_state, _ = place_model(config, model, mesh)
+    train_step = train.make_train_step(config, task, model, mesh)
+    state = init_state(*model.init(), train.make_optimizer(config), ema=False)
+    state = jax.device_put(state, sharding.replicated(mesh))
+
+    def run() -> None:
+        nonlocal state
+        state, scalars = train_step(state, frozen, {} if cached else teacher_state, batch)
+        jax.block_until_ready(scalars)
+
+    return run
+
+
+def _random_batch(shapes: dict[str, jax.ShapeDtypeStruct]) -> dict[str, np.ndarray]:
+    """A batch of these shapes: all cameras, neighbours, points with depth."""
+    rng, batch = np.random.default_rng(0), {}
+    for name, leaf in shapes.items():
+        draw = rng.integers(1, 100, leaf.shape) if leaf.dtype != bool else np.ones(leaf.shape)
+        batch[name] = draw.astype(leaf.dtype)
+    n = shapes["image"].shape[1]
+    batch["neighbour"][:] = (np.arange(n) + 1) % n
+    batch["intrinsics"][:] = np.diag([100.0, 100.0, 1.0])
+    return batch
+
+
 def _compiled(model: DPT, state: nnx.State, image: np.ndarray) -> Callable[[], np.ndarray]:
     """A call without arguments that runs the model and waits."""
     graph, image_on_device = nnx.graphdef(model), jnp.asarray(image)
@@ -163,9 +234,12 @@ def _compiled(model: DPT, state: nnx.State, image: np.ndarray) -> Callable[[], n
 
 
 if __name__ == "__main__":
-    flags.DEFINE_enum("what", None, ["loading", "forward"], "What is measured.", required=True)
+    flags.DEFINE_enum(
+        "what", None, ["loading", "forward", "step"], "What is measured.", required=True
+    )
     flags.DEFINE_list("models", ["Intel/dpt-large"], "Published hub ids; no weights are fetched.")
     flags.DEFINE_string("image_size", "518x686", "Height x width of forward's image.")
     flags.DEFINE_integer("repeats", 5, "Of forward, after one that compiles.")
+    CONFIG = config_flags.DEFINE_config_file("config", None, "Run configuration of step.")
     flags.DEFINE_string("out", "", "A file to write the report to as well.")
     app.run(main)

@@ -119,6 +119,11 @@ def _teacher() -> ConfigDict:
     # next multiple of the patch) or "processor" (as the checkpoint's image processor does).
     teacher.image = "student"
     teacher.resize = "patch"
+    # "online" runs the teacher in every step; "cached" reads what `fsmde_jax.cache_teacher` stored
+    # in cache_dir ("": beside the prepared dataset): the cache_top_k most probable bins of a pixel.
+    teacher.source = "online"
+    teacher.cache_dir = ""
+    teacher.cache_top_k = 8
     # 0.1 resizes DINOv2's position embedding as the official code does, 0 as transformers does.
     teacher.position_offset = 0.0
     teacher.head_weights = ""  # for binning "head": the folder of a "teacher_head" run
@@ -195,11 +200,27 @@ def validate(config: ml_collections.ConfigDict) -> None:
         )
     if teacher.binning not in ("head", "soft"):
         raise ConfigError(f"config.teacher.binning is {teacher.binning!r}; use 'head' or 'soft'")
-    for key, allowed in (("image", ("student", "prepared")), ("resize", ("patch", "processor"))):
+    choices = {
+        "image": ("student", "prepared"),
+        "resize": ("patch", "processor"),
+        "source": ("online", "cached"),
+    }
+    for key, allowed in choices.items():
         if teacher[key] not in allowed:
             raise ConfigError(
                 f"config.teacher.{key} is {teacher[key]!r}; use {' or '.join(map(repr, allowed))}"
             )
+    if teacher.source == "cached" and teacher.image == "student" and data.jitter > 0:
+        raise ConfigError(
+            "config.teacher.source='cached' cannot follow colour jitter: set "
+            "config.teacher.image='prepared' (the teacher sees images without it), or "
+            "config.data.jitter=0"
+        )
+    if not 0 < teacher.cache_top_k <= bins.num_bins <= 256:
+        raise ConfigError(
+            f"config.teacher.cache_top_k={teacher.cache_top_k} must be between 1 and "
+            f"config.bins.num_bins={bins.num_bins}, which must be at most 256"
+        )
     if config.task == "student" and teacher.binning == "soft" and bins.centers_of == "rig":
         raise ConfigError(
             "config.bins.centers_of='rig' needs config.teacher.binning='head': soft bins are "

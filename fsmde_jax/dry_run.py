@@ -54,6 +54,7 @@ def batch_shapes(config: ConfigDict, task: tasks.Task) -> dict[str, jax.ShapeDty
         "neighbour": ((b, n), jnp.int32),
         "neighbour_mask": ((b, n), jnp.bool_),
         "sample_index": ((b,), jnp.int32),
+        "flipped": ((b,), jnp.bool_),
     }
     if config.teacher.image == "prepared":
         prepared_size = map(int, _prepared_size(config))

@@ -13,9 +13,18 @@ log = logging.getLogger(__name__)
 
 
 def run(config: ConfigDict, workdir: pathlib.Path) -> int | None:
-    """Trains the teacher's stages into `workdir/teacher_*`, then `config` into `workdir`.
+    """Trains the teacher's stages, then `config` into `workdir`.
 
-    Returns the number of a signal that interrupted it, or None. Finished stages are not repeated.
+    Returns the number of a signal that interrupted it, or None.
+    """
+    return run_stages(config, workdir) or train.train(config, workdir)
+
+
+def run_stages(config: ConfigDict, workdir: pathlib.Path) -> int | None:
+    """What comes before a run: the teacher's stages in `workdir/teacher_*`, and the world's data.
+
+    Finished stages are not repeated, and `config` then names their weights. Returns the number of
+    a signal that interrupted it, or None.
     """
     for name, key in (("foundation", "weights"), ("head", "head_weights")):
         stage = config.teacher.stages[name]
@@ -30,7 +39,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> int | None:
         config.teacher[key] = str(folder)
     if config.data.dataset == "world":
         make_world(config)
-    return train.train(config, workdir)
+    return None
 
 
 def make_world(config: ConfigDict) -> None:

@@ -17,8 +17,14 @@ from ml_collections import ConfigDict
 
 from fsmde_jax import checkpoints
 from fsmde_jax.config import ConfigError
+from fsmde_jax.data import teacher_cache
 from fsmde_jax.losses.depth import affine_invariant_loss
-from fsmde_jax.losses.objective import silog_on_lidar, student_objective
+from fsmde_jax.losses.objective import (
+    TeacherTargets,
+    silog_on_lidar,
+    student_objective,
+    targets_of,
+)
 from fsmde_jax.models import hub_config, weights
 from fsmde_jax.models.dpt import DPT, DPTConfig
 from fsmde_jax.models.preprocess import Preprocessing
@@ -58,15 +64,22 @@ def _student(config: ConfigDict) -> Task:
     distils = any(objective[name] for name in ("ckd_divergence", "ckd_crossing", "vrkd"))
 
     def loss(model, teacher, batch):
-        output = teacher(*teacher_inputs(batch)) if teacher else None
-        return student_objective(model(*_inputs(batch)), output, batch, objective)
+        student, targets = model(*student_inputs(batch)), None
+        if "teacher_bins" in batch:
+            bins, roots, tokens = (batch[name] for name in teacher_cache.FIELDS)
+            logits = teacher_cache.decode(bins, roots, config.bins.num_bins)
+            targets = TeacherTargets(logits, tokens.astype(jnp.float32))
+        elif teacher:
+            size = student.bins.logits.shape[2:4]
+            targets = targets_of(teacher(*teacher_inputs(batch)), size, objective)
+        return student_objective(student, targets, batch, objective)
 
     return Task(
         build_model=lambda rngs: build_student(config, rngs),
         trainable=nnx.Param,
         build_teacher=(lambda rngs: build_teacher(config, rngs)) if distils else None,
         loss=loss,
-        predict=lambda model, batch: model(*_inputs(batch)).depth_m,
+        predict=lambda model, batch: model(*student_inputs(batch)).depth_m,
     )
 
 
@@ -125,7 +138,8 @@ def _foundation(config: ConfigDict) -> Task:
     )
 
 
-def _inputs(batch: Batch) -> tuple[Array, Array, Array]:
+def student_inputs(batch: Batch) -> tuple[Array, Array, Array]:
+    """Image, intrinsics and camera mask for the student."""
     return batch["image"], batch["intrinsics"], batch["camera_mask"]
 
 

@@ -21,7 +21,7 @@ from jaxtyping import Array
 from ml_collections import ConfigDict
 from tensorboardX import SummaryWriter
 
-from fsmde_jax import checkpoints, evaluate, sharding, tasks
+from fsmde_jax import checkpoints, evaluate, sharding, tasks, teacher_targets
 from fsmde_jax.data import pipeline
 from fsmde_jax.state import Model, TrainState, init_state, place_model
 
@@ -64,7 +64,8 @@ def make_train_step(
     def step(state: TrainState, frozen, teacher_state, batch) -> tuple[TrainState, Scalars]:
         def loss_of(params):
             module = model.merge(params, state.batch_stats, frozen, train=True)
-            loss, terms = task.loss(module, model.merge_teacher(teacher_state), batch)
+            teacher = model.merge_teacher(teacher_state) if teacher_state else None
+            loss, terms = task.loss(module, teacher, batch)
             return loss, (terms, nnx.state(module, nnx.BatchStat))
 
         (loss, (terms, stats)), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
@@ -132,12 +133,17 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> int | None:
     )
 
     # ---------------------------------------------------------------- input
+    stored = None
+    if config.teacher.source == "cached" and teacher_state:
+        stored = teacher_targets.open_cache(config, model, teacher_name)
+        teacher_state = {}  # known by its fingerprint, it is not needed any more
     iterator = pipeline.train_batches(
         config.data,
         config.seed,
         batches_on,
         with_dense=task.needs_dense_depth,
-        with_prepared=config.teacher.image == "prepared",
+        with_prepared=config.teacher.image == "prepared" and stored is None,
+        stored=stored,
     )
 
     # ---------------------------------------------------------------- own checkpoint

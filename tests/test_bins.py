@@ -1,10 +1,14 @@
+import dataclasses
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
 from fsmde_jax.models.bins import BinningHead, Bins, soft_clip
-from fsmde_jax.models.teacher import relative_depth, soft_bin_logits
+from fsmde_jax.models.dpt import DPTConfig, DPTOutput
+from fsmde_jax.models.preprocess import Preprocessing
+from fsmde_jax.models.teacher import Teacher, relative_depth, soft_bin_logits
 
 RNG = np.random.default_rng(0)
 
@@ -82,6 +86,48 @@ def test_soft_bins_run_from_near_to_far_and_ignore_affine_changes():
     nearest = np.unravel_index(np.argmax(inverse_depth[0]), likely.shape)
     farthest = np.unravel_index(np.argmin(inverse_depth[0]), likely.shape)
     assert likely[nearest] < likely[farthest]
+
+
+def make_teacher(prediction, max_depth_m):
+    """A soft teacher whose foundation model predicts this."""
+    config = dataclasses.replace(DPTConfig.dpt_tiny(), max_depth_m=max_depth_m)
+    teacher = nnx.eval_shape(
+        lambda: Teacher(
+            config,
+            Preprocessing(),
+            resize="patch",
+            binning="soft",
+            num_bins=16,
+            canonical_focal_px=100.0,
+            soft_range=(4.0, -2.0),
+            soft_temperature=0.2,
+            head_options={},
+            rngs=nnx.Rngs(0),
+        )
+    )
+    teacher._foundation = lambda image: DPTOutput(
+        prediction, jnp.zeros((len(image), *prediction.shape[1:], 3)), jnp.zeros((1, 1, 1, 3))
+    )
+    image = jnp.zeros((1, len(prediction), 32, 48, 3), jnp.uint8)
+    eye = jnp.tile(jnp.eye(3), (1, len(prediction), 1, 1))
+    return teacher(image, eye, jnp.ones((1, len(prediction)), bool))
+
+
+@pytest.mark.parametrize("max_depth_m", [None, 80.0])
+def test_soft_teachers_bin_near_to_far_whatever_they_predict(max_depth_m):
+    """Inverse depth and metres alike; an affine change of the prediction changes nothing."""
+    depth_m = jnp.asarray(RNG.uniform(2.0, 70.0, (2, 8, 12)), jnp.float32)
+    prediction = depth_m if max_depth_m else 1 / depth_m
+    output = make_teacher(prediction, max_depth_m)
+    changed = make_teacher(3.0 * prediction + 0.5, max_depth_m)
+    difference = nnx.softmax(output.logits) - nnx.softmax(changed.logits)
+    assert np.abs(difference).max() < 1e-5
+    for camera in range(2):
+        bins = np.argmax(output.logits, axis=-1)[0, camera].ravel()
+        order = np.argsort(depth_m[camera].ravel())
+        assert (np.diff(bins[order]) >= 0).all() and bins[order][0] < bins[order][-1]
+    relative = output.depth_m[0].ravel() / output.depth_m[0].max()
+    np.testing.assert_allclose(relative, depth_m.ravel() / depth_m.max(), rtol=1e-4)
 
 
 def test_relative_depth_is_finite_and_falls_with_inverse_depth():

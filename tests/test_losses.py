@@ -6,7 +6,7 @@ from flax import nnx
 
 from fsmde_jax.config import default_config
 from fsmde_jax.losses import cross_interaction, depth, view_relational
-from fsmde_jax.losses.objective import student_objective
+from fsmde_jax.losses.objective import student_objective, targets_of
 from fsmde_jax.models.student import Student, StudentConfig
 from fsmde_jax.models.teacher import TeacherOutput
 
@@ -66,7 +66,8 @@ def gradients_of_term(student, teacher, name):
     def loss(params, teacher):
         module = nnx.merge(graphdef, params, rest, copy=True)
         output = module(batch["image"], batch["intrinsics"], batch["camera_mask"])
-        return student_objective(output, teacher, batch, config)[0]
+        targets = targets_of(teacher, output.bins.logits.shape[2:4], config)
+        return student_objective(output, targets, batch, config)[0]
 
     return jax.jit(jax.grad(loss, argnums=(0, 1)))(params, teacher)
 
@@ -163,9 +164,16 @@ def test_relational_loss_without_pairs_is_zero():
     assert float(view_relational.view_relational_loss(tokens, other, neighbour, none)) == 0
 
 
-def test_grid_that_does_not_divide_is_refused():
+def test_a_grid_that_does_not_divide_shares_the_pixels_between_cells():
+    features = normal(1, 1, 8, 9, 2)
+    finer = jnp.repeat(features, 3, axis=2)  # 24 rows: three cells of eight
+    tokens = view_relational.pool_tokens(features, (3, 3))
+    np.testing.assert_allclose(tokens, view_relational.pool_tokens(finer, (3, 3)), atol=1e-6)
+
+
+def test_a_grid_finer_than_the_features_is_refused():
     with pytest.raises(ValueError, match="vrkd_grid"):
-        view_relational.pool_tokens(normal(1, 1, 8, 8, 2), (3, 4))
+        view_relational.pool_tokens(normal(1, 1, 8, 8, 2), (9, 4))
 
 
 def test_unknown_form_is_refused():

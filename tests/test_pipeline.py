@@ -44,6 +44,7 @@ def test_batches_have_the_documented_fields(config, mesh):
         "neighbour": ("int32", (8, 6)),
         "neighbour_mask": ("bool", (8, 6)),
         "sample_index": ("int32", (8,)),
+        "flipped": ("bool", (8,)),
     }
     assert batch["neighbour_mask"].all()
 
@@ -64,6 +65,26 @@ def test_an_epoch_sees_every_sample_once_and_the_seed_fixes_the_order(config, me
     for a, b in zip(first, again, strict=True):
         for name in a:
             np.testing.assert_array_equal(a[name], b[name])
+
+
+def test_the_teachers_image_is_the_prepared_one_without_jitter(config, mesh):
+    config = config.copy_and_resolve_references()
+    config.data.downscale, config.data.jitter, config.data.flip_probability = 2, 0.5, 0.5
+    source, cameras = pipeline.open_data(config.data, "train")
+    iterator = pipeline.train_batches(
+        config.data, 0, sharding.batch_sharding(mesh), with_prepared=True
+    )
+    batch = jax.device_get(next(iterator))
+    iterator.close()
+    assert batch["image"].shape[2:4] == (16, 32)
+    assert 0 < batch["flipped"].sum() < len(batch["flipped"])
+    for image, index, flipped in zip(
+        batch["teacher_image"], batch["sample_index"], batch["flipped"], strict=True
+    ):
+        sample = pipeline.shrink(pipeline.read_sample(source, int(index)), 1, keep_prepared=True)
+        placed = pipeline.place_on_rig(sample, cameras, 64, rng=np.random.default_rng(0))
+        expected = augment.flip_rig(placed) if flipped else placed
+        np.testing.assert_array_equal(image, expected["teacher_image"])
 
 
 def test_iterator_state_resumes_at_the_next_batch(config, mesh):

@@ -1,10 +1,11 @@
 import json
 import pathlib
 import runpy
+import shutil
 
 import pytest
 
-from fsmde_jax import evaluate, stages
+from fsmde_jax import checkpoints, evaluate, stages, train
 from fsmde_jax.data.world import WorldError
 
 DEMO = runpy.run_path(str(pathlib.Path(__file__).parents[1] / "configs" / "demo.py"))
@@ -53,6 +54,20 @@ def test_finished_stages_are_not_repeated(run):
     assert len(before) == 3
     assert stages.run(config, workdir) is None
     assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_a_head_of_another_foundation_model_is_refused(run, tmp_path):
+    config, workdir = run
+    other = config.copy_and_resolve_references()
+    other.teacher.weights, other.seed = str(workdir / "teacher_foundation"), 0
+    other.teacher.head_weights = str(workdir / "teacher_head")
+    shutil.copytree(workdir / "teacher_foundation", tmp_path / "foundation")
+    stage = config.teacher.stages.foundation.copy_and_resolve_references()
+    stage.train.steps = 3
+    assert train.train(stage, tmp_path / "foundation") is None  # one step more: other weights
+    other.teacher.weights = str(tmp_path / "foundation")
+    with pytest.raises(checkpoints.CheckpointError, match=r"foundation is '\w+' in the checkpoint"):
+        train.train(other, tmp_path / "run")
 
 
 def test_another_world_in_the_same_folder_is_refused(run):

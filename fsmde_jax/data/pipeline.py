@@ -4,13 +4,16 @@ Batch fields (b samples, n cameras of the rig, p LiDAR points, prepared image of
   image uint8 [b n h w 3], camera_mask bool [b n], intrinsics [b n 3 3],
   vehicle_from_camera [b n 4 4], lidar_xy [b n p 2] (pixels of the prepared image),
   lidar_depth_m [b n p] (0 pads), neighbour int32 [b n] and neighbour_mask bool [b n] (adjacent
-  cameras, see `rig.ring_neighbours`), sample_index int32 [b] (-1 pads an evaluation batch);
+  cameras, see `rig.ring_neighbours`), sample_index int32 [b] (-1 pads an evaluation batch),
+  flipped bool [b] (training only: whether it is the sample's mirror image);
   dense_depth_m [b n h w] where the dataset has it and the task asks for it; teacher_image uint8
-  [b n h3 w3], as prepared, where `config.teacher.image` asks for it.
+  [b n h3 w3 3], as prepared, where `config.teacher.image` asks for it; the fields of
+  `teacher_cache.FIELDS` where `config.teacher.source` is "cached".
 """
 
 import functools
 import pathlib
+from collections.abc import Sequence
 
 import grain
 import jax
@@ -22,6 +25,7 @@ from ml_collections import ConfigDict
 from fsmde_jax import rig
 from fsmde_jax.config import ConfigError
 from fsmde_jax.data import augment, prepared
+from fsmde_jax.data.teacher_cache import TeacherCache
 
 Sample = dict[str, np.ndarray]
 
@@ -48,6 +52,7 @@ def train_batches(
     sharding: NamedSharding,
     with_dense: bool = False,
     with_prepared: bool = False,
+    stored: TeacherCache | None = None,
 ) -> grain.DatasetIterator:
     """Endless shuffled, augmented batches; the iterator's state can be saved and restored.
 
@@ -57,6 +62,7 @@ def train_batches(
       sharding: of the batches.
       with_dense: also `dense_depth_m`.
       with_prepared: also `teacher_image`.
+      stored: also the teacher's outputs in this cache.
     """
     source, cameras = open_data(config, config.train_split)
     to_rig = functools.partial(
@@ -75,6 +81,7 @@ def train_batches(
         .random_map(lambda sample, rng: to_rig(sample, rng=rng))
         .random_map(functools.partial(augment_sample, config=config.to_dict()))
         .map(add_neighbours)
+        .map(functools.partial(add_stored, cache=stored))
         .batch(
             _per_process(config.batch_size, "config.data.batch_size", sharding),
             drop_remainder=True,  # there is none; but an endless length plus one overflows
@@ -89,11 +96,24 @@ def eval_batches(
     sharding: NamedSharding,
     with_dense: bool = False,
     with_prepared: bool = False,
+    indices: Sequence[int] | None = None,
+    flipped: bool = False,
 ) -> grain.DatasetIterator:
-    """Every sample of the split once, in order, with all LiDAR points; short batches are padded."""
+    """Samples once, in order, with all LiDAR points; short batches are padded.
+
+    Args:
+      config: the run's `data` section.
+      split: of the prepared dataset.
+      sharding: of the batches.
+      with_dense: also `dense_depth_m`.
+      with_prepared: also `teacher_image`.
+      indices: which samples; None is all.
+      flipped: their mirror images.
+    """
     source, cameras = open_data(config, split)
     batch_size = _per_process(config.eval_batch_size, "config.data.eval_batch_size", sharding)
-    padded = -(-len(source) // config.eval_batch_size) * config.eval_batch_size
+    chosen = list(range(len(source)) if indices is None else indices)
+    chosen += [-1] * (-len(chosen) % config.eval_batch_size)
     to_rig = functools.partial(
         place_on_rig,
         cameras=cameras,
@@ -101,10 +121,11 @@ def eval_batches(
         with_dense=with_dense,
     )
     dataset = (
-        grain.MapDataset.range(padded)[jax.process_index() :: jax.process_count()]
+        grain.MapDataset.source(chosen)[jax.process_index() :: jax.process_count()]
         .map(functools.partial(read_or_pad, source))
         .map(functools.partial(shrink, factor=config.downscale, keep_prepared=with_prepared))
         .map(to_rig)
+        .map(augment.flip_rig if flipped else lambda sample: sample)
         .map(add_neighbours)
         .batch(batch_size)
     )
@@ -145,8 +166,8 @@ def read_sample(source: prepared.PreparedSplit, index: int) -> dict:
 
 
 def read_or_pad(source: prepared.PreparedSplit, index: int) -> dict:
-    """Past the end of the split: a sample without cameras."""
-    if index < len(source):
+    """For index -1 a sample without cameras."""
+    if index >= 0:
         return read_sample(source, index)
     sample = read_sample(source, 0)
     return {**sample, "camera_names": [], "sample_index": np.int32(-1)}
@@ -238,9 +259,16 @@ def augment_sample(sample: Sample, rng: np.random.Generator, config: dict) -> Sa
             sample["image"], config["jitter"], config["jitter_per_camera"], rng
         )
         sample = {**sample, "image": jittered}
-    if rng.random() < config["flip_probability"]:
-        sample = augment.flip_rig(sample)
-    return sample
+    flips = rng.random() < config["flip_probability"]
+    sample = augment.flip_rig(sample) if flips else sample
+    return {**sample, "flipped": np.bool_(flips)}
+
+
+def add_stored(sample: Sample, cache: TeacherCache | None) -> Sample:
+    """The teacher's stored outputs of the sample as it is augmented."""
+    if cache is None:
+        return sample
+    return sample | cache.entry(int(sample["sample_index"]), bool(sample["flipped"]))
 
 
 def add_neighbours(sample: Sample) -> Sample:

@@ -1,5 +1,7 @@
 """The student's objective: supervision, cross-interaction and view-relational terms, weighed."""
 
+from typing import NamedTuple
+
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
@@ -10,9 +12,26 @@ from fsmde_jax.models.student import StudentOutput
 from fsmde_jax.models.teacher import TeacherOutput
 
 
+class TeacherTargets(NamedTuple):
+    """What distillation reads of a teacher."""
+
+    logits: Float[Array, "b n h w k"]  # of bin probabilities, at the resolution of the student's
+    tokens: Float[Array, "b n t c"]  # pooled features of unit length
+
+
+def targets_of(
+    teacher: TeacherOutput, bins_size: tuple[int, int], config: ConfigDict
+) -> TeacherTargets:
+    """Targets from a teacher's output; `config` is the run's `objective` section."""
+    return TeacherTargets(
+        _resize_maps(teacher.logits, bins_size),
+        view_relational.pool_tokens(teacher.features, config.vrkd_grid),
+    )
+
+
 def student_objective(
     student: StudentOutput,
-    teacher: TeacherOutput | None,
+    teacher: TeacherTargets | None,
     batch: dict[str, Array],
     config: ConfigDict,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
@@ -22,17 +41,16 @@ def student_objective(
     """
     terms = {"silog": silog_on_lidar(student.depth_m, batch, config)}
     if teacher is not None:
-        teacher_logits = _resize_maps(teacher.logits, student.bins.logits.shape[2:4])
         if config.ckd_divergence:
             terms["ckd_divergence"] = cross_interaction.bin_divergence(
-                teacher_logits, student.bins.logits, batch["camera_mask"], config.ckd_temperature
+                teacher.logits, student.bins.logits, batch["camera_mask"], config.ckd_temperature
             )
         if config.ckd_crossing:
-            crossed_m = cross_interaction.crossed_depth(teacher_logits, student.bins.centers_m)
+            crossed_m = cross_interaction.crossed_depth(teacher.logits, student.bins.centers_m)
             terms["ckd_crossing"] = silog_on_lidar(crossed_m, batch, config)
         if config.vrkd:
             terms["vrkd"] = view_relational.view_relational_loss(
-                view_relational.pool_tokens(teacher.features, config.vrkd_grid),
+                teacher.tokens,
                 view_relational.pool_tokens(student.features, config.vrkd_grid),
                 batch["neighbour"],
                 batch["neighbour_mask"],

@@ -6,22 +6,34 @@ the matrix of token similarities of the student is pulled to the teacher's.
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 
 def pool_tokens(
     features: Float[Array, "b n h w c"], grid: tuple[int, int]
 ) -> Float[Array, "b n t c"]:
-    """Average over a grid of (rows, columns) cells, then unit length."""
+    """Average over a grid of (rows, columns) cells, then unit length.
+
+    A pixel that lies in two cells counts in each by the share of it that does.
+    """
     b, n, h, w, c = features.shape
-    rows, columns = grid
-    if h % rows or w % columns:
-        raise ValueError(
-            f"objective.vrkd_grid {grid} must divide the feature map's size ({h}, {w})"
-        )
-    cells = features.reshape(b, n, rows, h // rows, columns, w // columns, c)
-    tokens = jnp.mean(cells.astype(jnp.float32), axis=(3, 5)).reshape(b, n, rows * columns, c)
+    rows, columns = _cell_weights(h, grid[0]), _cell_weights(w, grid[1])
+    cells = jnp.einsum("rh,bnhwc,sw->bnrsc", rows, features.astype(jnp.float32), columns)
+    tokens = cells.reshape(b, n, grid[0] * grid[1], c)
     return tokens * jax.lax.rsqrt(jnp.sum(tokens**2, -1, keepdims=True) + 1e-8)
+
+
+def _cell_weights(pixels: int, cells: int) -> np.ndarray:
+    """Weights [cells, pixels] of the average over each cell along one axis."""
+    if cells > pixels:
+        raise ValueError(
+            f"objective.vrkd_grid asks for {cells} cells along an axis of {pixels} feature pixels"
+        )
+    edges = np.arange(cells + 1) * pixels / cells
+    pixel = np.arange(pixels)
+    overlap = np.minimum(edges[1:, None], pixel + 1) - np.maximum(edges[:-1, None], pixel)
+    return (np.maximum(overlap, 0.0) * cells / pixels).astype(np.float32)
 
 
 def neighbour_similarity(

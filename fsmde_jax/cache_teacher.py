@@ -1,0 +1,162 @@
+"""Runs a frozen teacher once over the training split and stores what distillation reads of it.
+
+    python -m fsmde_jax.cache_teacher --config=configs/ddad.py --config.teacher.image=prepared
+    python -m fsmde_jax.main --config=configs/ddad.py --config.teacher.image=prepared \\
+        --config.teacher.source=cached
+
+Run the first again after an interruption and it goes on; with `--verify=N` it recomputes N random
+entries of a finished cache and compares. Trains the teacher's stages first if the config has any.
+"""
+
+import functools
+import logging
+import pathlib
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from absl import app, flags
+from absl import logging as absl_logging
+from jax.sharding import Mesh
+from jaxtyping import Array
+from ml_collections import ConfigDict, config_flags
+from tqdm import tqdm
+
+from fsmde_jax import config as config_lib
+from fsmde_jax import sharding, stages, tasks, teacher_targets
+from fsmde_jax.data import pipeline, teacher_cache
+from fsmde_jax.errors import UserError
+from fsmde_jax.state import Model, place_model
+
+log = logging.getLogger(__name__)
+
+# A stored root is off by at most half a step, so a probability by 2 x 0.5 / 255; the devices'
+# rounding may move it by one step more.
+_TOLERANCE = 3 / 255
+
+
+class Runner:
+    """The loaded teacher, and its outputs for any samples of the training split."""
+
+    def __init__(self, config: ConfigDict):
+        config_lib.validate(config)
+        self.config = config
+        self.mesh: Mesh = sharding.make_mesh(config.mesh)
+        self.model = Model(tasks.make_task(config), config.seed)
+        if self.model.teacher_graphdef is None:
+            raise config_lib.ConfigError(
+                "config.objective has no term that needs a teacher: there is nothing to store"
+            )
+        _, self.teacher_state, name = place_model(config, self.model, self.mesh)
+        self.about = teacher_targets.describe(config, self.model, name)
+        self.directory = teacher_cache.directory_of(config)
+        self._run: Callable = jax.jit(
+            functools.partial(teacher_targets.encode, config, self.model),
+            out_shardings=sharding.replicated(self.mesh),
+        )
+
+    def entries(self, indices: list[int], flipped: bool) -> Iterator[dict[str, np.ndarray]]:
+        """What is stored of each of these samples, in their order."""
+        batches = pipeline.eval_batches(
+            self.config.data,
+            self.config.data.train_split,
+            sharding.batch_sharding(self.mesh),
+            with_prepared=self.config.teacher.image == "prepared",
+            indices=indices,
+            flipped=flipped,
+        )
+        for batch in batches:
+            host = jax.device_get(self._run(self.teacher_state, batch))
+            count = int((jax.device_get(_gather(batch["sample_index"], self.mesh)) >= 0).sum())
+            for i in range(count):
+                yield {name: array[i] for name, array in host.items()}
+
+
+def _gather(array: Array, mesh: Mesh) -> Array:
+    return jax.jit(lambda x: x, out_shardings=sharding.replicated(mesh))(array)
+
+
+def build(config: ConfigDict) -> None:
+    """Stores what is not stored yet."""
+    runner = Runner(config)
+    main_process = jax.process_index() == 0
+    if main_process:
+        teacher_cache.write_about(runner.directory, runner.about)
+    missing = teacher_cache.missing_chunks(runner.directory, runner.about)
+    total = sum(len(teacher_cache.chunk_indices(chunk, runner.about)) for chunk in missing)
+    flips = (False, True) if runner.about["flips"] else (False,)
+    with tqdm(total=total * len(flips), desc="teacher", unit="sample") as bar:
+        for chunk in missing:
+            indices = list(teacher_cache.chunk_indices(chunk, runner.about))
+            stored = []
+            for flipped in flips:
+                stored.append([])
+                for entry in runner.entries(indices, flipped):
+                    stored[-1].append(entry)
+                    bar.update()
+            by_sample = (entry for pair in zip(*stored, strict=True) for entry in pair)
+            if main_process:
+                teacher_cache.write_chunk(runner.directory, chunk, by_sample)
+    files = list(runner.directory.glob("*.array_record"))
+    size = sum(file.stat().st_size for file in files) / max(runner.about["samples"], 1)
+    print(f"{runner.directory}: {runner.about['samples']} samples, {size / 1000:.1f} kB a sample")
+
+
+def verify(config: ConfigDict, count: int) -> None:
+    """Recomputes `count` random entries and compares; exits with an error if they differ."""
+    runner = Runner(config)
+    teacher_cache.check(runner.directory, runner.about, teacher_targets.command(config))
+    cache = teacher_cache.TeacherCache(runner.directory)
+    rng = np.random.default_rng()
+    chosen = rng.choice(runner.about["samples"], min(count, runner.about["samples"]), replace=False)
+    worst = {"probability": 0.0, "token": 0.0}
+    for index in tqdm(sorted(chosen.tolist()), desc="verifying"):
+        flipped = bool(runner.about["flips"] and rng.random() < 0.5)
+        (fresh,) = runner.entries([index], flipped)
+        stored = cache.entry(index, flipped)
+        difference = probabilities(fresh, runner.about) - probabilities(stored, runner.about)
+        tokens = np.abs(fresh["teacher_tokens"] - stored["teacher_tokens"].astype(np.float32))
+        worst["probability"] = max(worst["probability"], float(np.abs(difference).max()))
+        worst["token"] = max(worst["token"], float(tokens.max()))
+    named = ", ".join(f"{name} {value:.1e}" for name, value in worst.items())
+    print(f"{len(chosen)} entries recomputed; largest differences: {named}")
+    if max(worst.values()) > _TOLERANCE:
+        raise teacher_cache.TeacherCacheError(
+            f"{runner.directory} is not what this teacher says (tolerance {_TOLERANCE:.1e}): "
+            f"delete it and run {teacher_targets.command(config)}"
+        )
+
+
+def probabilities(entry: dict[str, np.ndarray], about: dict[str, Any]) -> np.ndarray:
+    """Bin probabilities of a stored entry."""
+    stored = (jax.numpy.asarray(entry[name]) for name in ("teacher_bins", "teacher_roots"))
+    return np.exp(np.asarray(teacher_cache.decode(*stored, about["num_bins"])))
+
+
+def main(_) -> None:
+    """The teacher's stages if need be, then the cache or its verification."""
+    absl_logging.set_verbosity(absl_logging.WARNING)
+    logging.getLogger("fsmde_jax").setLevel(logging.INFO)
+    config = CONFIG.value
+    workdir = pathlib.Path(WORKDIR.value or f"runs/{config.name}")
+    try:
+        if interrupted := stages.run_stages(config, workdir):
+            sys.exit(128 + interrupted)
+        if VERIFY.value:
+            verify(config, VERIFY.value)
+        else:
+            build(config)
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted; the same command goes on")
+
+
+if __name__ == "__main__":
+    CONFIG = config_flags.DEFINE_config_file("config", None, "Run configuration.")
+    WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder; default runs/<name>.")
+    VERIFY = flags.DEFINE_integer("verify", 0, "Recompute so many random entries and compare.")
+    flags.mark_flag_as_required("config")
+    app.run(main)

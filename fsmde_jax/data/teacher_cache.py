@@ -1,0 +1,165 @@
+"""Stored teacher outputs on disk: what distillation reads of a frozen teacher, sample by sample.
+
+`<data_dir>/<dataset>/<config name>/teacher_cache/` (or `config.teacher.cache_dir`) holds
+`cache.json`, which says what was run on what, and array_record files of `CHUNK` samples each. An
+entry is the `top_k` largest bin probabilities of each pixel at the student's resolution (bin
+numbers, and square roots in 255ths) and the pooled tokens (float16), once for the sample and once
+for its mirror image if the config flips.
+"""
+
+import json
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from array_record.python import array_record_data_source, array_record_module
+from jaxtyping import Array, Float, UInt8
+from ml_collections import ConfigDict
+
+from fsmde_jax.data import prepared
+from fsmde_jax.errors import UserError
+
+CHUNK = 32  # samples a file
+FIELDS = ("teacher_bins", "teacher_roots", "teacher_tokens")
+_DTYPES = {"teacher_bins": np.uint8, "teacher_roots": np.uint8, "teacher_tokens": np.float16}
+
+
+class TeacherCacheError(UserError):
+    """Stored teacher outputs are missing, incomplete or of something else; says what to do."""
+
+
+def encode(logits: Float[Array, "*s k"], top_k: int) -> tuple[UInt8[Array, "*s m"], ...]:
+    """(bins, roots): the `top_k` most probable bins and 255 times the roots of probabilities.
+
+    Roots, because small probabilities matter to a divergence: a step is 0.8 % of a probability of
+    1, 8 % of one of 0.01.
+    """
+    probabilities, bins = jax.lax.top_k(jax.nn.softmax(logits), top_k)
+    return bins.astype(jnp.uint8), jnp.round(255 * jnp.sqrt(probabilities)).astype(jnp.uint8)
+
+
+def decode(
+    bins: UInt8[Array, "*s m"], roots: UInt8[Array, "*s m"], num_bins: int
+) -> Float[Array, "*s k"]:
+    """Logits (log probabilities); what is left of 1 is shared by the other bins."""
+    chosen = (roots.astype(jnp.float32) / 255) ** 2
+    is_bin = bins[..., None] == jnp.arange(num_bins, dtype=jnp.uint8)
+    stored = jnp.sum(jnp.where(is_bin, chosen[..., None], 0.0), axis=-2)
+    left = jnp.maximum(1 - jnp.sum(chosen, axis=-1, keepdims=True), 0.0)
+    others = left / max(num_bins - bins.shape[-1], 1)
+    probabilities = jnp.where(jnp.any(is_bin, axis=-2), stored, others)
+    return jnp.log(jnp.maximum(probabilities, 1e-6))
+
+
+class TeacherCache:
+    """Reads entries by sample and orientation; can be pickled and read from many threads."""
+
+    def __init__(self, directory: pathlib.Path):
+        self.directory = directory
+        self.about: dict[str, Any] = json.loads((directory / "cache.json").read_text())
+        self.orientations = 2 if self.about["flips"] else 1
+        files = [str(_file(directory, chunk)) for chunk in range(num_chunks(self.about))]
+        self._records = array_record_data_source.ArrayRecordDataSource(files)
+
+    def __reduce__(self):
+        return TeacherCache, (self.directory,)
+
+    def entry(self, index: int, flipped: bool) -> dict[str, np.ndarray]:
+        """The stored arrays (`FIELDS`) of a sample, or of its mirror image."""
+        record = self._records[index * self.orientations + flipped]
+        out, start = {}, 0
+        for name, shape in self.about["shapes"].items():
+            size = int(np.prod(shape)) * np.dtype(_DTYPES[name]).itemsize
+            out[name] = np.frombuffer(record[start : start + size], _DTYPES[name]).reshape(shape)
+            start += size
+        return out
+
+
+def directory_of(config: ConfigDict) -> pathlib.Path:
+    """Where the stored outputs of a config lie."""
+    if config.teacher.cache_dir:
+        return pathlib.Path(config.teacher.cache_dir).expanduser()
+    data = config.data
+    version = prepared.version_dir(pathlib.Path(data.data_dir), data.dataset, data.config_name)
+    return version.with_name("teacher_cache")
+
+
+def num_chunks(about: dict[str, Any]) -> int:
+    """How many files a whole cache has."""
+    return -(-about["samples"] // CHUNK)
+
+
+def missing_chunks(directory: pathlib.Path, about: dict[str, Any]) -> list[int]:
+    """The files that are not there yet."""
+    return [c for c in range(num_chunks(about)) if not _file(directory, c).is_file()]
+
+
+def chunk_indices(chunk: int, about: dict[str, Any]) -> range:
+    """The samples of a file."""
+    return range(chunk * CHUNK, min((chunk + 1) * CHUNK, about["samples"]))
+
+
+def _file(directory: pathlib.Path, chunk: int) -> pathlib.Path:
+    return directory / f"{chunk:06d}.array_record"
+
+
+def check(directory: pathlib.Path, about: dict[str, Any], command: str) -> None:
+    """Refuses a cache that is absent, of something else, or incomplete.
+
+    `about` is what the config would make; `command` makes it.
+    """
+    if not (directory / "cache.json").is_file():
+        raise TeacherCacheError(
+            f"There are no stored teacher outputs in {directory}. Run {command}"
+        )
+    check_same(directory, about)
+    if missing := missing_chunks(directory, about):
+        ranges = [chunk_indices(chunk, about) for chunk in missing]
+        named = ", ".join(f"{r.start} to {r.stop - 1}" for r in ranges[:8])
+        more = f" and {len(ranges) - 8} more files" if len(ranges) > 8 else ""
+        raise TeacherCacheError(
+            f"{directory} lacks the samples {named}{more}. Resume it: {command}"
+        )
+
+
+def check_same(directory: pathlib.Path, about: dict[str, Any]) -> None:
+    """Refuses a cache of another teacher, resolution, dataset or objective; names each."""
+    found = json.loads((directory / "cache.json").read_text())
+    wrong = [
+        f"{key} is {found.get(key)!r} there, {value!r} in the config"
+        for key, value in about.items()
+        if found.get(key) != value
+    ]
+    if wrong:
+        raise TeacherCacheError(
+            f"The stored teacher outputs in {directory} are of something else: {'; '.join(wrong)}. "
+            "Set config.teacher.cache_dir to another folder, or delete that one."
+        )
+
+
+def write_about(directory: pathlib.Path, about: dict[str, Any]) -> None:
+    """Begins a cache, or checks that the one that is there is the same."""
+    directory.mkdir(parents=True, exist_ok=True)
+    if (directory / "cache.json").is_file():
+        check_same(directory, about)
+    else:
+        partial = directory / "cache.json.incomplete"
+        partial.write_text(json.dumps(about, indent=2) + "\n")
+        partial.rename(directory / "cache.json")
+
+
+def write_chunk(
+    directory: pathlib.Path, chunk: int, entries: Iterator[dict[str, np.ndarray]]
+) -> None:
+    """Writes a file whole or not at all; `entries` by sample, mirror image after the sample."""
+    file = _file(directory, chunk)
+    partial = file.with_suffix(".incomplete")
+    writer = array_record_module.ArrayRecordWriter(str(partial), "group_size:1")
+    for entry in entries:
+        arrays = (np.asarray(entry[name], _DTYPES[name]) for name in FIELDS)
+        writer.write(b"".join(np.ascontiguousarray(array).tobytes() for array in arrays))
+    writer.close()
+    partial.rename(file)

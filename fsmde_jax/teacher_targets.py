@@ -1,0 +1,76 @@
+"""What distillation reads of a teacher, as it is stored: for a config, its content and its cache.
+
+`cache_teacher.py` makes the cache, `data/teacher_cache.py` is its format.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Array
+from ml_collections import ConfigDict
+
+from fsmde_jax import tasks
+from fsmde_jax.data import pipeline, prepared, teacher_cache
+from fsmde_jax.losses.objective import targets_of
+from fsmde_jax.state import Model
+
+
+def describe(config: ConfigDict, model: Model, teacher_name: str) -> dict[str, Any]:
+    """What the stored outputs depend on, as cache.json has it."""
+    source, cameras = pipeline.open_data(config.data, config.data.train_split)
+    first = pipeline.place_on_rig(
+        pipeline.shrink(pipeline.read_sample(source, 0), config.data.downscale, True),
+        cameras,
+        num_points=1,
+        rng=np.random.default_rng(0),
+    )
+    one = {name: jax.ShapeDtypeStruct((1, *a.shape), a.dtype) for name, a in first.items()}
+    encoded = jax.eval_shape(functools.partial(encode, config, model), model.teacher_state, one)
+    from_prepared = config.teacher.image == "prepared"
+    image = first["teacher_image" if from_prepared else "image"]
+    return {
+        "teacher": teacher_name,
+        "dataset": f"{config.data.dataset}/{config.data.config_name}/{prepared.VERSION}",
+        "split": config.data.train_split,
+        "samples": len(source),
+        "cameras": list(cameras),
+        "image_size": list(image.shape[1:3]),
+        "resize": config.teacher.resize,
+        "position_offset": config.teacher.position_offset,
+        "num_bins": config.bins.num_bins,
+        "top_k": config.teacher.cache_top_k,
+        "vrkd_grid": list(config.objective.vrkd_grid),
+        "flips": config.data.flip_probability > 0,
+        "shapes": {name: list(leaf.shape[1:]) for name, leaf in encoded.items()},
+    }
+
+
+def encode(config: ConfigDict, model: Model, teacher_state, batch) -> dict[str, Array]:
+    """What is stored of a batch."""
+
+    # Of the student only the resolution of its bins matters.
+    def student(params, batch_stats, frozen, batch):
+        module = model.merge(params, batch_stats, frozen, train=False)
+        return module(*tasks.student_inputs(batch))
+
+    shapes = (model.params, model.batch_stats, model.frozen)
+    output = jax.eval_shape(student, *shapes, batch)
+    teacher = model.merge_teacher(teacher_state)(*tasks.teacher_inputs(batch))
+    targets = targets_of(teacher, output.bins.logits.shape[2:4], config.objective)
+    bins, roots = teacher_cache.encode(targets.logits, config.teacher.cache_top_k)
+    tokens = targets.tokens.astype("float16")
+    return dict(zip(teacher_cache.FIELDS, (bins, roots, tokens), strict=True))
+
+
+def command(config: ConfigDict) -> str:
+    """What makes the cache of a config."""
+    return f"python -m fsmde_jax.cache_teacher with the config of {config.name!r}"
+
+
+def open_cache(config: ConfigDict, model: Model, teacher_name: str) -> teacher_cache.TeacherCache:
+    """The stored outputs of this teacher for this config; anything else is refused."""
+    directory = teacher_cache.directory_of(config)
+    teacher_cache.check(directory, describe(config, model, teacher_name), command(config))
+    return teacher_cache.TeacherCache(directory)

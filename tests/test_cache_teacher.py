@@ -1,0 +1,155 @@
+"""Stored teacher outputs: the same losses as online, resumed, verified, refused by name."""
+
+import json
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_train import read_metrics
+from tiny_run import prepare_recording, tiny_config
+
+from fsmde_jax import cache_teacher, train
+from fsmde_jax.config import ConfigError, validate
+from fsmde_jax.data import teacher_cache
+from fsmde_jax.data.teacher_cache import TeacherCacheError
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    """All bins are stored, samples are flipped, the teacher sees no jitter."""
+    config = tiny_config(prepare_recording(tmp_path_factory.mktemp("cache")))
+    config.teacher.binning = "soft"
+    config.teacher.image = "prepared"
+    config.data.downscale = 2
+    config.teacher.cache_top_k = config.bins.num_bins
+    config.objective.vrkd_grid = (2, 4)
+    config.train.steps = 4
+    return config
+
+
+@pytest.fixture(scope="module")
+def cached(config):
+    cache_teacher.build(config)
+    cached = config.copy_and_resolve_references()
+    cached.teacher.source = "cached"
+    return cached
+
+
+def test_encoding_keeps_probabilities_to_half_a_step_of_their_root():
+    logits = jnp.asarray(np.random.default_rng(0).normal(size=(5, 7, 16)) * 3, jnp.float32)
+    probabilities = jax.nn.softmax(logits)
+    stored = jnp.exp(teacher_cache.decode(*teacher_cache.encode(logits, 16), 16))
+    step = 1 / 255
+    bound = jnp.sqrt(probabilities) * step + step**2 / 4 + 1e-6
+    assert (jnp.abs(stored - probabilities) <= bound).all()
+
+
+def test_bins_beyond_top_k_share_what_is_left():
+    logits = jnp.log(jnp.array([0.5, 0.25, 0.15, 0.06, 0.04]))
+    stored = jnp.exp(teacher_cache.decode(*teacher_cache.encode(logits, 3), 5))
+    np.testing.assert_allclose(stored, [0.5, 0.25, 0.15, 0.05, 0.05], atol=4e-3)
+
+
+def test_cached_training_has_the_losses_of_online_training(config, cached, tmp_path):
+    """Flips included; jitter does not reach the teacher."""
+    assert train.train(config, tmp_path / "online") is None
+    assert train.train(cached, tmp_path / "cached") is None
+    records = [read_metrics(tmp_path / name) for name in ("online", "cached")]
+    for online, stored in zip(*records, strict=True):
+        for name in ("silog", "ckd_divergence", "ckd_crossing", "vrkd"):
+            assert stored[name] == pytest.approx(online[name], rel=2e-2, abs=2e-4), name
+
+
+def test_verification_passes_and_notices_a_wrong_entry(cached, capsys):
+    cache_teacher.verify(cached, 6)
+    assert "6 entries recomputed; largest differences: probability" in capsys.readouterr().out
+    directory = teacher_cache.directory_of(cached)
+    file = directory / "000000.array_record"
+    content = file.read_bytes()
+    cache = teacher_cache.TeacherCache(directory)
+    entries = [cache.entry(i, flip) for i in range(6) for flip in (False, True)]
+    wrong = [{**entry, "teacher_roots": 255 - entry["teacher_roots"]} for entry in entries]
+    teacher_cache.write_chunk(directory, 0, iter(wrong))
+    with pytest.raises(TeacherCacheError, match="is not what this teacher says"):
+        cache_teacher.verify(cached, 6)
+    file.write_bytes(content)
+
+
+def test_a_cache_cut_in_half_is_named_and_resumed(cached, monkeypatch, tmp_path):
+    monkeypatch.setattr(teacher_cache, "CHUNK", 2)
+    halved = cached.copy_and_resolve_references()
+    halved.teacher.cache_dir = str(tmp_path / "cache")
+    cache_teacher.build(halved)
+    files = sorted((tmp_path / "cache").glob("*.array_record"))
+    assert len(files) == 3
+    kept = files[0].stat().st_mtime_ns
+    expected = files[1].read_bytes()
+    files[1].unlink()
+    files[2].rename(files[2].with_suffix(".incomplete"))  # as an interruption leaves it
+    with pytest.raises(TeacherCacheError, match=r"lacks the samples 2 to 3, 4 to 5\. Resume it"):
+        train.train(halved, tmp_path / "run")
+    cache_teacher.build(halved)
+    assert files[0].stat().st_mtime_ns == kept
+    assert files[1].read_bytes() == expected
+    cache_teacher.verify(halved, 6)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c.update(seed=7), "teacher is 'dpt_tiny/soft"),
+        (lambda c: c.data.update(downscale=1), "shapes is"),
+        (lambda c: c.teacher.update(cache_top_k=4), "top_k is 8 there, 4 in the config"),
+        (lambda c: c.data.update(flip_probability=0.0), "flips is True there, False"),
+        (lambda c: c.objective.update(vrkd_grid=(1, 2)), r"vrkd_grid is \[2, 4\] there"),
+    ],
+)
+def test_a_cache_of_something_else_is_refused_by_name(cached, change, message, tmp_path):
+    other = cached.copy_and_resolve_references()
+    change(other)
+    with pytest.raises(TeacherCacheError, match=message):
+        train.train(other, tmp_path)
+    with pytest.raises(TeacherCacheError, match=message):
+        cache_teacher.build(other)
+
+
+def test_a_missing_cache_says_how_to_make_it(cached, tmp_path):
+    other = cached.copy_and_resolve_references()
+    other.teacher.cache_dir = str(tmp_path / "nowhere")
+    with pytest.raises(TeacherCacheError, match=r"python -m fsmde_jax\.cache_teacher"):
+        train.train(other, tmp_path / "run")
+
+
+def test_jitter_the_cache_cannot_follow_is_refused(cached):
+    other = cached.copy_and_resolve_references()
+    other.teacher.image = "student"
+    with pytest.raises(ConfigError, match="cannot follow colour jitter"):
+        validate(other)
+
+
+def test_the_command_builds_and_verifies(cached, tmp_path):
+    """In a process of its own, with another number of devices."""
+    (tmp_path / "values.json").write_text(cached.to_json_best_effort())
+    (tmp_path / "config.py").write_text(
+        "import json, pathlib\n"
+        "from fsmde_jax.config import default_config\n"
+        "def get_config():\n"
+        "    config = default_config()\n"
+        "    values = json.loads(pathlib.Path(__file__).with_name('values.json').read_text())\n"
+        "    del values['teacher']['stages']\n"
+        "    config.update(values)\n"
+        "    return config\n"
+    )
+    command = [sys.executable, "-m", "fsmde_jax.cache_teacher"]
+    command += [f"--config={tmp_path / 'config.py'}", f"--workdir={tmp_path}"]
+    command += [f"--config.teacher.cache_dir={tmp_path / 'cache'}"]
+    built = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert built.returncode == 0, built.stderr
+    assert "6 samples" in built.stdout and "kB a sample" in built.stdout
+    about = json.loads((tmp_path / "cache" / "cache.json").read_text())
+    assert about["dataset"] == "ddad/32x64_png/1.0.0"
+    verified = subprocess.run([*command, "--verify=2"], capture_output=True, text=True, timeout=300)
+    assert verified.returncode == 0 and "2 entries recomputed" in verified.stdout, verified.stderr
