@@ -12,7 +12,6 @@ import multiprocessing
 import os
 import pathlib
 import platform
-import resource
 import shlex
 import statistics
 import sys
@@ -105,16 +104,17 @@ def _load(name: str, folder: str) -> tuple[int, int, float]:
     mesh = sharding.make_mesh(default_config().mesh)
     shardings = sharding.fsdp_sharding(state, mesh)
     jax.block_until_ready(jax.device_put(np.zeros(1)))
-    before = _resident_bytes()
+    before = _memory_bytes("VmRSS")
     start = time.perf_counter()
     jax.block_until_ready(weights.load_dpt(folder, config, state, shardings))
     seconds = time.perf_counter() - start
-    return before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, seconds
+    # Not getrusage: its maximum is inherited from the process that started this one.
+    return before, _memory_bytes("VmHWM"), seconds
 
 
-def _resident_bytes() -> int:
+def _memory_bytes(field: str) -> int:
     status = pathlib.Path("/proc/self/status").read_text()
-    return int(status.split("VmRSS:")[1].split()[0]) * 1024
+    return int(status.split(f"{field}:")[1].split()[0]) * 1024
 
 
 def forward(name: str) -> dict[str, str]:

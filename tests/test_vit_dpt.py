@@ -12,6 +12,7 @@ from flax import nnx
 from fsmde_jax.models.dpt import DPT, DPTConfig
 from fsmde_jax.models.hub_config import PUBLISHED, dpt_config, to_json
 from fsmde_jax.models.resize import resize_bicubic, resize_bilinear
+from fsmde_jax.models.vit import attend
 from fsmde_jax.models.weights import load_state_dict_into, table_of
 
 # Largest error over the largest reference value; what float32 leaves, with a factor to spare.
@@ -383,3 +384,10 @@ def test_image_must_be_a_multiple_of_the_patch():
     model = nnx.eval_shape(lambda: DPT(DPTConfig.dpt_tiny(), rngs=nnx.Rngs(0)))
     with pytest.raises(ValueError, match="100x160 is no multiple of patch_size 16"):
         nnx.eval_shape(lambda m: m(jnp.zeros((1, 100, 160, 3))), model)
+
+
+def test_attention_by_head_equals_attention_at_once():
+    q, k, v = jnp.asarray(np.random.default_rng(0).normal(size=(3, 2, 600, 3, 8)), jnp.float32)
+    np.testing.assert_allclose(
+        jax.jit(attend)(q, k, v), jax.nn.dot_product_attention(q, k, v), atol=1e-5
+    )
