@@ -32,21 +32,19 @@ def _full():
     config.train.dtype = "bfloat16"
     config.teacher.dtype = "bfloat16"
     # First the binning head of the teacher, on the frozen foundation model.
-    head = default_config()
-    head.name = "ddad_teacher_head"
-    head.task = "teacher_head"
-    head.teacher.dtype = "bfloat16"
-    head.train.steps = 5_000
-    head.train.eval_every = 0
-    config.teacher.stages.head = head
+    config.teacher.stages.head = _beside("teacher_ddad.py")["get_config"]()
     return config
+
+
+def _beside(name: str) -> dict:
+    """What another file of this folder defines."""
+    return runpy.run_path(str(pathlib.Path(__file__).with_name(name)))
 
 
 def _smoke():
     config = _small()
     config.name = "ddad_smoke"
-    demo = runpy.run_path(str(pathlib.Path(__file__).with_name("demo.py")))
-    config.teacher.stages.foundation = demo["foundation_config"]()
+    config.teacher.stages.foundation = _beside("demo.py")["foundation_config"]()
     head = _small()
     head.name = "ddad_smoke_teacher_head"
     head.task = "teacher_head"

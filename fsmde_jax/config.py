@@ -126,7 +126,8 @@ def _teacher() -> ConfigDict:
     teacher.cache_top_k = 8
     # 0.1 resizes DINOv2's position embedding as the official code does, 0 as transformers does.
     teacher.position_offset = 0.0
-    teacher.head_weights = ""  # for binning "head": the folder of a "teacher_head" run
+    # For binning "head": the folder of a "teacher_head" run; "" makes it as stages.head says.
+    teacher.head_weights = ""
     teacher.binning = "head"  # how bin probabilities come about: "head" or "soft"
     # "soft": nearest and farthest bin in normalised inverse depth, and the softness.
     teacher.soft_range = (4.0, -2.0)

@@ -28,12 +28,13 @@ def run_stages(config: ConfigDict, workdir: pathlib.Path) -> int | None:
     """
     for name, key in (("foundation", "weights"), ("head", "head_weights")):
         stage = config.teacher.stages[name]
-        if stage is None:
+        if stage is None or (name == "head" and config.teacher.head_weights):
             continue
         folder = workdir / f"teacher_{name}"
         stage.data.data_dir, stage.mesh = config.data.data_dir, config.mesh
         if name == "head":
-            stage.teacher.weights = config.teacher.weights
+            for same in ("weights", "size", "image", "resize", "position_offset"):
+                stage.teacher[same] = config.teacher[same]
         if interrupted := run(stage, folder):
             return interrupted
         config.teacher[key] = str(folder)

@@ -17,7 +17,8 @@ def load(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "variant"), [("demo.py", None), ("ddad.py", ""), ("ddad.py", "smoke")]
+    ("name", "variant"),
+    [("demo.py", None), ("ddad.py", ""), ("ddad.py", "smoke"), ("teacher_ddad.py", None)],
 )
 def test_shipped_configs_are_valid_and_so_are_their_stages(name, variant):
     config = load(name)() if variant is None else load(name)(variant)

@@ -96,7 +96,7 @@ class DPTConfig(ViTConfig):
 
     @classmethod
     def dpt_hybrid(cls) -> "DPTConfig":
-        """BiT and ViT-B at 384 pixels, as Intel/dpt-hybrid-midas: 123 million parameters."""
+        """BiT and ViT-B at 384 pixels, as Intel/dpt-hybrid-midas: 121 million parameters."""
         return cls(
             stem=BiTConfig(),
             backbone_out_indices=(8, 11),
