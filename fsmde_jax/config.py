@@ -128,6 +128,7 @@ def _teacher() -> ConfigDict:
     teacher.position_offset = 0.0
     # For binning "head": the folder of a "teacher_head" run; "" makes it as stages.head says.
     teacher.head_weights = ""
+    teacher.train_neck = False  # a "teacher_head" run also trains what feeds the head
     teacher.binning = "head"  # how bin probabilities come about: "head" or "soft"
     # "soft": nearest and farthest bin in normalised inverse depth, and the softness.
     teacher.soft_range = (4.0, -2.0)

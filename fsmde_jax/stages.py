@@ -33,7 +33,7 @@ def run_stages(config: ConfigDict, workdir: pathlib.Path) -> int | None:
         folder = workdir / f"teacher_{name}"
         stage.data.data_dir, stage.mesh = config.data.data_dir, config.mesh
         if name == "head":
-            for same in ("weights", "size", "image", "resize", "position_offset"):
+            for same in ("weights", "size", "image", "resize", "position_offset", "train_neck"):
                 stage.teacher[same] = config.teacher[same]
         if interrupted := run(stage, folder):
             return interrupted

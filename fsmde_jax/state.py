@@ -113,13 +113,13 @@ def place_model(config: ConfigDict, model: Model, mesh: Mesh) -> tuple[Any, Any,
     The name is the fingerprint of a foundation model whose head is trained.
     """
     frozen, teacher_state, name = model.frozen, model.teacher_state, None
-    shardings = [sharding.fsdp_sharding(tree, mesh) for tree in (frozen, teacher_state)]
     if config.teacher.weights == "random":
-        frozen, teacher_state = jax.device_put(model.init_frozen(), tuple(shardings))
+        trees = model.init_frozen()
+        frozen, teacher_state = jax.device_put(trees, sharding.fsdp_sharding(trees, mesh))
     elif config.task == "teacher_head":
-        frozen = tasks.load_teacher_weights(config, frozen, shardings[0])
+        frozen = tasks.load_teacher_weights(config, frozen, mesh)
     elif model.teacher_graphdef:
-        teacher_state = tasks.load_teacher_weights(config, teacher_state, shardings[1])
+        teacher_state = tasks.load_teacher_weights(config, teacher_state, mesh)
     if config.task == "teacher_head":
         name = checkpoints.fingerprint(frozen)
     elif model.teacher_graphdef:

@@ -12,10 +12,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import Mesh
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
-from fsmde_jax import checkpoints
+from fsmde_jax import checkpoints, sharding
 from fsmde_jax.config import ConfigError
 from fsmde_jax.data import teacher_cache
 from fsmde_jax.losses.depth import affine_invariant_loss
@@ -35,6 +36,10 @@ Batch = dict[str, Array]
 
 # Architectures by name: those of published checkpoints, and the small one of the demo.
 FOUNDATION_SIZES = {**hub_config.PUBLISHED, "dpt_tiny": DPTConfig.dpt_tiny()}
+
+
+# What lies between the backbone of a foundation model and its depth head.
+NECK = ("reassemble_layers", "neck_convs", "fusion_layers")
 
 
 class Task(NamedTuple):
@@ -84,7 +89,11 @@ def _student(config: ConfigDict) -> Task:
 
 
 def _teacher_head(config: ConfigDict) -> Task:
-    """The binning head of the teacher on LiDAR, the foundation model frozen."""
+    """The binning head of the teacher on LiDAR (and its neck), the foundation model frozen."""
+
+    def learns(path, value) -> bool:
+        in_neck = config.teacher.train_neck and path[1] in NECK
+        return isinstance(value, nnx.Param) and (path[0] == "head" or in_neck)
 
     def loss(model, _, batch):
         silog = silog_on_lidar(model(*teacher_inputs(batch)).depth_m, batch, config.objective)
@@ -92,7 +101,7 @@ def _teacher_head(config: ConfigDict) -> Task:
 
     return Task(
         build_model=lambda rngs: build_teacher(config, rngs),
-        trainable=lambda path, value: path[0] == "head" and isinstance(value, nnx.Param),
+        trainable=learns,
         build_teacher=None,
         loss=loss,
         predict=lambda model, batch: model(*teacher_inputs(batch)).depth_m,
@@ -212,43 +221,63 @@ def build_teacher(config: ConfigDict, rngs: nnx.Rngs) -> Teacher:
     )
 
 
-def load_teacher_weights(config: ConfigDict, state: nnx.State, shardings: nnx.State) -> nnx.State:
-    """`teacher.weights` and, for a trained head, `teacher.head_weights`, on their devices.
+def load_teacher_weights(config: ConfigDict, state: nnx.State, mesh: Mesh) -> nnx.State:
+    """`teacher.weights` and, for a trained head, `teacher.head_weights`, on the mesh.
 
     `state` gives the structure: of the whole teacher, or of what stays frozen while its head
     is trained.
     """
-    loaded = _foundation_weights(config, state["foundation"], shardings["foundation"])
-    parts = {"foundation": loaded}
-    if "head" in state:
-        if not config.teacher.head_weights:
-            raise ConfigError(
-                "config.teacher.binning='head' needs a trained binning head: set "
-                "config.teacher.head_weights to the folder of a 'teacher_head' run, name that "
-                "run's config as config.teacher.stages.head, or use config.teacher.binning='soft'"
-            )
-        folder = pathlib.Path(config.teacher.head_weights)
-        trained = _head_identity(config, checkpoints.fingerprint(nnx.State(parts)))
-        head = checkpoints.load_params(folder, {"head": state["head"]}, trained)["head"]
-        parts["head"] = jax.device_put(head, shardings["head"])
-    return nnx.State(parts)
+    loaded = load_foundation(config, mesh)
+    if "head" not in state:
+        return nnx.State({"foundation": _pick(loaded, state["foundation"])})
+    if not config.teacher.head_weights:
+        raise ConfigError(
+            "config.teacher.binning='head' needs a trained binning head: set "
+            "config.teacher.head_weights to the folder of a 'teacher_head' run, name that "
+            "run's config as config.teacher.stages.head, or use config.teacher.binning='soft'"
+        )
+    task = _teacher_head(config)
+    learned, kept = nnx.split_state(state, task.trainable, ...)
+    parts = nnx.State({"foundation": loaded})
+    frozen = _pick(parts, kept)
+    identity = _head_identity(config, checkpoints.fingerprint(frozen))
+    trained = checkpoints.load_params(pathlib.Path(config.teacher.head_weights), learned, identity)
+    trained = jax.device_put(trained, sharding.fsdp_sharding(trained, mesh))
+    return nnx.merge_state(frozen, trained)
 
 
-def _foundation_weights(config: ConfigDict, state: nnx.State, shardings: nnx.State) -> nnx.State:
-    source = config.teacher.weights
+def load_foundation(config: ConfigDict, mesh: Mesh) -> nnx.State:
+    """The foundation model's parameters on the mesh, as `teacher.weights` says."""
+    source, (architecture, _) = config.teacher.weights, foundation(config)
+    model = nnx.eval_shape(lambda: DPT(architecture, rngs=nnx.Rngs(0)))
+    state = nnx.state(model, nnx.Param)
+    shardings = sharding.fsdp_sharding(state, mesh)
     if _is_run(source):
         identity = {"task": "foundation", "foundation": config.teacher.size}
         loaded = checkpoints.load_params(pathlib.Path(source), state, identity)
         return jax.device_put(loaded, shardings)
-    wanted, _ = foundation(config)
     if config.teacher.size:
         found, _ = weights.read_dpt_config(source)
-        if dataclasses.replace(found, position_offset=wanted.position_offset) != wanted:
+        offset = architecture.position_offset
+        if dataclasses.replace(found, position_offset=offset) != architecture:
             raise ConfigError(
                 f"config.teacher.weights={source!r} is {found}, but config.teacher.size="
-                f"{config.teacher.size!r} is {wanted}"
+                f"{config.teacher.size!r} is {architecture}"
             )
-    return weights.load_dpt(source, wanted, state, shardings)
+    return weights.load_dpt(source, architecture, state, shardings)
+
+
+def with_pretrained_neck(config: ConfigDict, params: nnx.State, mesh: Mesh) -> nnx.State:
+    """Fresh parameters of a 'teacher_head' run whose neck starts as `teacher.weights` has it."""
+    loaded = nnx.State({"foundation": load_foundation(config, mesh)})
+    neck = _pick(loaded, nnx.State({"foundation": params["foundation"]}))
+    return nnx.merge_state(params, neck)
+
+
+def _pick(state: nnx.State, like: nnx.State) -> nnx.State:
+    """The leaves of `state` whose paths `like` has."""
+    found = dict(nnx.to_flat_state(state))
+    return nnx.from_flat_state([(path, found[path]) for path, _ in nnx.to_flat_state(like)])
 
 
 def _head_identity(config: ConfigDict, foundation_fingerprint: str | None) -> dict[str, Any]:
@@ -256,6 +285,7 @@ def _head_identity(config: ConfigDict, foundation_fingerprint: str | None) -> di
     return {
         "task": "teacher_head",
         "bins": config.bins.to_dict(),
+        "neck": config.teacher.train_neck,
         "foundation": foundation_fingerprint,
     }
 

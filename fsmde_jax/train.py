@@ -120,6 +120,8 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> int | None:
         params, batch_stats = model.init_from_encoder(config.student.encoder_weights)
     else:
         params, batch_stats = model.init()
+    if config.task == "teacher_head" and config.teacher.train_neck:
+        params = tasks.with_pretrained_neck(config, params, mesh)
     ema = config.optimizer.ema_decay > 0
     state = init_state(params, batch_stats, make_optimizer(config), ema)
     state = jax.device_put(state, sharding.replicated(mesh))

@@ -3,10 +3,12 @@ import pathlib
 import runpy
 import shutil
 
+import jax
 import pytest
 
-from fsmde_jax import checkpoints, evaluate, stages, train
+from fsmde_jax import checkpoints, evaluate, sharding, stages, tasks, train
 from fsmde_jax.data.world import WorldError
+from fsmde_jax.state import Model, place_model
 
 DEMO = runpy.run_path(str(pathlib.Path(__file__).parents[1] / "configs" / "demo.py"))
 
@@ -54,6 +56,30 @@ def test_finished_stages_are_not_repeated(run):
     assert len(before) == 3
     assert stages.run(config, workdir) is None
     assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_a_neck_trained_with_the_head_starts_pretrained_and_reaches_the_student(run, tmp_path):
+    config, workdir = run
+    foundation = str(workdir / "teacher_foundation")
+    stage = config.teacher.stages.head.copy_and_resolve_references()
+    stage.teacher.weights, stage.teacher.train_neck = foundation, True
+    stage.optimizer.learning_rate = 1e-9
+    assert train.train(stage, tmp_path / "head") is None
+    mesh = sharding.make_mesh(config.mesh)
+    pretrained = tasks.load_foundation(stage, mesh)
+    student = config.copy_and_resolve_references()
+    student.teacher.weights, student.teacher.train_neck = foundation, True
+    student.teacher.head_weights = str(tmp_path / "head")
+    _, teacher, _ = place_model(student, Model(tasks.make_task(student), 0), mesh)
+    differences = jax.tree.map(
+        lambda a, b: float(abs(a - b).max()), teacher["foundation"], pretrained
+    )
+    assert max(jax.tree.leaves(differences["neck_convs"])) < 1e-6  # it began as it was
+    assert max(jax.tree.leaves(differences["neck_convs"])) > 0  # and it moved
+    assert max(jax.tree.leaves(differences["backbone"])) == 0
+    student.teacher.train_neck = False
+    with pytest.raises(checkpoints.CheckpointError, match="neck is True in the checkpoint"):
+        place_model(student, Model(tasks.make_task(student), 0), mesh)
 
 
 def test_a_head_of_another_foundation_model_is_refused(run, tmp_path):
