@@ -120,10 +120,9 @@ def _teacher() -> ConfigDict:
     teacher.image = "student"
     teacher.resize = "patch"
     # "online" runs the teacher in every step; "cached" reads what `fsmde_jax.cache_teacher` stored
-    # in cache_dir ("": beside the prepared dataset): the cache_top_k most probable bins of a pixel.
+    # in cache_dir ("": beside the prepared dataset).
     teacher.source = "online"
     teacher.cache_dir = ""
-    teacher.cache_top_k = 8
     # 0.1 resizes DINOv2's position embedding as the official code does, 0 as transformers does.
     teacher.position_offset = 0.0
     # For binning "head": the folder of a "teacher_head" run; "" makes it as stages.head says.
@@ -217,11 +216,6 @@ def validate(config: ml_collections.ConfigDict) -> None:
             "config.teacher.source='cached' cannot follow colour jitter: set "
             "config.teacher.image='prepared' (the teacher sees images without it), or "
             "config.data.jitter=0"
-        )
-    if not 0 < teacher.cache_top_k <= bins.num_bins <= 256:
-        raise ConfigError(
-            f"config.teacher.cache_top_k={teacher.cache_top_k} must be between 1 and "
-            f"config.bins.num_bins={bins.num_bins}, which must be at most 256"
         )
     if config.task == "student" and teacher.binning == "soft" and bins.centers_of == "rig":
         raise ConfigError(

@@ -70,10 +70,9 @@ def _student(config: ConfigDict) -> Task:
 
     def loss(model, teacher, batch):
         student, targets = model(*student_inputs(batch)), None
-        if "teacher_bins" in batch:
-            bins, roots, tokens = (batch[name] for name in teacher_cache.FIELDS)
-            logits = teacher_cache.decode(bins, roots, config.bins.num_bins)
-            targets = TeacherTargets(logits, tokens.astype(jnp.float32))
+        if "teacher_roots" in batch:
+            roots, tokens = (batch[name] for name in teacher_cache.FIELDS)
+            targets = TeacherTargets(teacher_cache.decode(roots), tokens.astype(jnp.float32))
         elif teacher:
             size = student.bins.logits.shape[2:4]
             targets = targets_of(teacher(*teacher_inputs(batch)), size, objective)

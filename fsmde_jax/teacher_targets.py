@@ -40,7 +40,6 @@ def describe(config: ConfigDict, model: Model, teacher_name: str) -> dict[str, A
         "resize": config.teacher.resize,
         "position_offset": config.teacher.position_offset,
         "num_bins": config.bins.num_bins,
-        "top_k": config.teacher.cache_top_k,
         "vrkd_grid": list(config.objective.vrkd_grid),
         "flips": config.data.flip_probability > 0,
         "shapes": {name: list(leaf.shape[1:]) for name, leaf in encoded.items()},
@@ -59,9 +58,9 @@ def encode(config: ConfigDict, model: Model, teacher_state, batch) -> dict[str, 
     output = jax.eval_shape(student, *shapes, batch)
     teacher = model.merge_teacher(teacher_state)(*tasks.teacher_inputs(batch))
     targets = targets_of(teacher, output.bins.logits.shape[2:4], config.objective)
-    bins, roots = teacher_cache.encode(targets.logits, config.teacher.cache_top_k)
+    roots = teacher_cache.encode(targets.logits)
     tokens = targets.tokens.astype("float16")
-    return dict(zip(teacher_cache.FIELDS, (bins, roots, tokens), strict=True))
+    return dict(zip(teacher_cache.FIELDS, (roots, tokens), strict=True))
 
 
 def command(config: ConfigDict) -> str:

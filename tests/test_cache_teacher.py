@@ -19,12 +19,11 @@ from fsmde_jax.data.teacher_cache import TeacherCacheError
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
-    """All bins are stored, samples are flipped, the teacher sees no jitter."""
+    """Samples are flipped, the teacher sees no jitter."""
     config = tiny_config(prepare_recording(tmp_path_factory.mktemp("cache")))
     config.teacher.binning = "soft"
     config.teacher.image = "prepared"
     config.data.downscale = 2
-    config.teacher.cache_top_k = config.bins.num_bins
     config.objective.vrkd_grid = (2, 4)
     config.train.steps = 4
     return config
@@ -41,16 +40,10 @@ def cached(config):
 def test_encoding_keeps_probabilities_to_half_a_step_of_their_root():
     logits = jnp.asarray(np.random.default_rng(0).normal(size=(5, 7, 16)) * 3, jnp.float32)
     probabilities = jax.nn.softmax(logits)
-    stored = jnp.exp(teacher_cache.decode(*teacher_cache.encode(logits, 16), 16))
+    stored = jnp.exp(teacher_cache.decode(teacher_cache.encode(logits)))
     step = 1 / 255
     bound = jnp.sqrt(probabilities) * step + step**2 / 4 + 1e-6
     assert (jnp.abs(stored - probabilities) <= bound).all()
-
-
-def test_bins_beyond_top_k_share_what_is_left():
-    logits = jnp.log(jnp.array([0.5, 0.25, 0.15, 0.06, 0.04]))
-    stored = jnp.exp(teacher_cache.decode(*teacher_cache.encode(logits, 3), 5))
-    np.testing.assert_allclose(stored, [0.5, 0.25, 0.15, 0.05, 0.05], atol=4e-3)
 
 
 def test_cached_training_has_the_losses_of_online_training(config, cached, tmp_path):
@@ -60,7 +53,7 @@ def test_cached_training_has_the_losses_of_online_training(config, cached, tmp_p
     records = [read_metrics(tmp_path / name) for name in ("online", "cached")]
     for online, stored in zip(*records, strict=True):
         for name in ("silog", "ckd_divergence", "ckd_crossing", "vrkd"):
-            assert stored[name] == pytest.approx(online[name], rel=2e-2, abs=2e-4), name
+            assert stored[name] == pytest.approx(online[name], rel=5e-3, abs=2e-4), name
 
 
 def test_verification_passes_and_notices_a_wrong_entry(cached, capsys):
@@ -102,7 +95,6 @@ def test_a_cache_cut_in_half_is_named_and_resumed(cached, monkeypatch, tmp_path)
     [
         (lambda c: c.update(seed=7), "teacher is 'dpt_tiny/soft"),
         (lambda c: c.data.update(downscale=1), "shapes is"),
-        (lambda c: c.teacher.update(cache_top_k=4), "top_k is 8 there, 4 in the config"),
         (lambda c: c.data.update(flip_probability=0.0), "flips is True there, False"),
         (lambda c: c.objective.update(vrkd_grid=(1, 2)), r"vrkd_grid is \[2, 4\] there"),
     ],
