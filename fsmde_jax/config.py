@@ -52,7 +52,14 @@ def load_config(workdir: pathlib.Path) -> ConfigDict:
     values = json.loads(file.read_text())
     del values["teacher"]["stages"]
     config = default_config()
-    config.update(values)
+    try:
+        config.update(values)
+    except (KeyError, TypeError) as error:
+        what = str(error).splitlines()[0][:200]
+        raise ConfigError(
+            f"{file} was written by another version of fsmde_jax: {what}. Mend that key in the "
+            "file, or make the run again"
+        ) from error
     return config
 
 

@@ -117,3 +117,14 @@ def test_dry_run_counts_parameters_and_memory_without_data(tmp_path, capsys):
     assert "teacher: 1.4" in printed
     assert "(8, 6, 32, 64, 3)" in printed
     assert "GiB" in report
+
+
+def test_a_run_of_another_version_is_named(tmp_path):
+    config = config_lib.default_config()
+    (tmp_path / "config.json").write_text(config.to_json_best_effort())
+    assert config_lib.load_config(tmp_path).data.to_dict() == config.data.to_dict()
+    with config.unlocked():
+        config.teacher.forgotten = 1
+    (tmp_path / "config.json").write_text(config.to_json_best_effort())
+    with pytest.raises(config_lib.ConfigError, match="written by another version"):
+        config_lib.load_config(tmp_path)
