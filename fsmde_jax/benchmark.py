@@ -72,7 +72,7 @@ def _write_random(folder: pathlib.Path, config: DPTConfig) -> None:
     draw = lambda leaf: 0.02 * rng.standard_normal(leaf.shape, np.float32)  # noqa: E731
     state = jax.tree.map(draw, nnx.state(_abstract(config), nnx.Param))
     preprocessing = hub_config.default_preprocessing(config)
-    weights.save_dpt(folder, config, preprocessing, state, "float32")
+    weights.save_dpt(folder, config, preprocessing, state)
 
 
 def loading(name: str) -> dict[str, str]:

@@ -8,18 +8,16 @@ Run the first again after an interruption and it goes on; with `--verify=N` it r
 entries of a finished cache and compares. Trains the teacher's stages first if the config has any.
 """
 
-import functools
 import logging
 import pathlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import jax
 import numpy as np
 from absl import app, flags
 from absl import logging as absl_logging
 from jax.sharding import Mesh
-from jaxtyping import Array
 from ml_collections import ConfigDict, config_flags
 from tqdm import tqdm
 
@@ -28,8 +26,6 @@ from fsmde_jax import sharding, stages, tasks, teacher_targets
 from fsmde_jax.data import pipeline, teacher_cache
 from fsmde_jax.errors import UserError
 from fsmde_jax.state import Model, place_model
-
-log = logging.getLogger(__name__)
 
 # A stored root is off by at most half a step, so a probability by 2 x 0.5 / 255; the devices'
 # rounding may move it by one step more.
@@ -51,13 +47,15 @@ class Runner:
         _, self.teacher_state, name = place_model(config, self.model, self.mesh)
         self.about = teacher_targets.describe(config, self.model, name)
         self.directory = teacher_cache.directory_of(config)
-        self._run: Callable = jax.jit(
-            functools.partial(teacher_targets.encode, config, self.model),
-            out_shardings=sharding.replicated(self.mesh),
-        )
+
+        def run(teacher_state, batch):
+            encoded = teacher_targets.encode(config, self.model, teacher_state, batch)
+            return encoded, batch["sample_index"]
+
+        self._run = jax.jit(run, out_shardings=sharding.replicated(self.mesh))
 
     def entries(self, indices: list[int], flipped: bool) -> Iterator[dict[str, np.ndarray]]:
-        """What is stored of each of these samples, in their order."""
+        """What is stored of each of these samples, which are in increasing order."""
         batches = pipeline.eval_batches(
             self.config.data,
             self.config.data.train_split,
@@ -67,14 +65,10 @@ class Runner:
             flipped=flipped,
         )
         for batch in batches:
-            host = jax.device_get(self._run(self.teacher_state, batch))
-            count = int((jax.device_get(_gather(batch["sample_index"], self.mesh)) >= 0).sum())
-            for i in range(count):
+            host, index = jax.device_get(self._run(self.teacher_state, batch))
+            # Several hosts take turns in a batch, and -1 pads it.
+            for i in np.argsort(index, stable=True)[np.count_nonzero(index < 0) :]:
                 yield {name: array[i] for name, array in host.items()}
-
-
-def _gather(array: Array, mesh: Mesh) -> Array:
-    return jax.jit(lambda x: x, out_shardings=sharding.replicated(mesh))(array)
 
 
 def build(config: ConfigDict) -> None:
@@ -110,15 +104,21 @@ def verify(config: ConfigDict, count: int) -> None:
     cache = teacher_cache.TeacherCache(runner.directory)
     rng = np.random.default_rng()
     chosen = rng.choice(runner.about["samples"], min(count, runner.about["samples"]), replace=False)
+    flips = rng.random(len(chosen)) < (0.5 if runner.about["flips"] else 0.0)
     worst = {"probability": 0.0, "token": 0.0}
-    for index in tqdm(sorted(chosen.tolist()), desc="verifying"):
-        flipped = bool(runner.about["flips"] and rng.random() < 0.5)
-        (fresh,) = runner.entries([index], flipped)
-        stored = cache.entry(index, flipped)
-        difference = probabilities(fresh) - probabilities(stored)
-        tokens = np.abs(fresh["teacher_tokens"] - stored["teacher_tokens"].astype(np.float32))
-        worst["probability"] = max(worst["probability"], float(np.abs(difference).max()))
-        worst["token"] = max(worst["token"], float(tokens.max()))
+    for flipped in (False, True):
+        indices = sorted(chosen[flips == flipped].tolist())
+        fresh_entries = tqdm(
+            runner.entries(indices, flipped),
+            total=len(indices),
+            desc="verifying mirror images" if flipped else "verifying",
+        )
+        for index, fresh in zip(indices, fresh_entries, strict=True):
+            stored = cache.entry(index, flipped)
+            difference = probabilities(fresh) - probabilities(stored)
+            tokens = np.abs(fresh["teacher_tokens"] - stored["teacher_tokens"].astype(np.float32))
+            worst["probability"] = max(worst["probability"], float(np.abs(difference).max()))
+            worst["token"] = max(worst["token"], float(tokens.max()))
     named = ", ".join(f"{name} {value:.1e}" for name, value in worst.items())
     print(f"{len(chosen)} entries recomputed; largest differences: {named}")
     if max(worst.values()) > _TOLERANCE:

@@ -15,7 +15,7 @@ import orbax.checkpoint as ocp
 from flax import nnx
 from grain.checkpoint import CheckpointRestore, CheckpointSave
 
-from fsmde_jax.errors import UserError
+from fsmde_jax.errors import UserError, differences
 
 log = logging.getLogger(__name__)
 
@@ -130,15 +130,10 @@ def _check_identity(
     """Refuses a checkpoint that differs from `expected` in one of its keys."""
     args = ocp.args.Composite(identity=ocp.args.JsonRestore())
     saved = manager.restore(step, args=args)["identity"]
-    wrong = [
-        f"{key} is {saved.get(key)!r} in the checkpoint, {value!r} in the config"
-        for key, value in expected.items()
-        if saved.get(key) != value
-    ]
-    if wrong:
+    if wrong := differences(saved, expected, "in the checkpoint"):
         raise CheckpointError(
             f"The checkpoint {directory / str(step)} belongs to another run: "
-            f"{'; '.join(wrong)}. Use another --workdir, or the config it was made with."
+            f"{wrong}. Use another --workdir, or the config it was made with."
         )
 
 

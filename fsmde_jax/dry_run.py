@@ -25,8 +25,9 @@ GIB = 2.0**30
 def report(config: ConfigDict) -> str:
     """Modules with parameter counts, the batch's shapes, the step's memory a device."""
     mesh = sharding.make_mesh(config.mesh)
-    if not config.teacher.size and config.teacher.weights in hub_config.PUBLISHED:
-        config.teacher.size = config.teacher.weights
+    if config.teacher.weights in hub_config.PUBLISHED:  # known without a network
+        config.teacher.size = config.teacher.size or config.teacher.weights
+        config.teacher.weights = "random"
     task = tasks.make_task(config)
     model = Model(task, config.seed)
     batch = batch_shapes(config, task)

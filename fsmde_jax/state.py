@@ -89,8 +89,8 @@ class Model:
         return nnx.merge(graphdef, params, batch_stats, frozen, copy=True)
 
     def merge_teacher(self, teacher_state: Any) -> nnx.Module | None:
-        """The teacher's module, or None."""
-        return self.teacher_graphdef and nnx.merge(self.teacher_graphdef, teacher_state)
+        """The teacher's module; None for an empty state."""
+        return nnx.merge(self.teacher_graphdef, teacher_state) if teacher_state else None
 
 
 def init_state(

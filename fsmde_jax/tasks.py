@@ -186,16 +186,21 @@ def foundation(config: ConfigDict) -> tuple[DPTConfig, Preprocessing]:
             f"config.teacher.size is {size!r}; use '' (as config.teacher.weights says) or one of "
             f"{sorted(FOUNDATION_SIZES)}"
         )
-    if size:
+    if source in ("", "random") or _is_run(source):
+        if not size:
+            raise ConfigError(
+                f"config.teacher.weights={source!r} does not say which architecture it is: set "
+                f"config.teacher.size to one of {sorted(FOUNDATION_SIZES)}"
+            )
         found = FOUNDATION_SIZES[size]
         preprocessing = hub_config.default_preprocessing(found)
-    elif source in ("", "random") or _is_run(source):
-        raise ConfigError(
-            f"config.teacher.weights={source!r} does not say which architecture it is: set "
-            f"config.teacher.size to one of {sorted(FOUNDATION_SIZES)}"
-        )
     else:
         found, preprocessing = weights.read_dpt_config(source)
+        if size and found != FOUNDATION_SIZES[size]:
+            raise ConfigError(
+                f"config.teacher.weights={source!r} is {found}, but config.teacher.size={size!r} "
+                f"is {FOUNDATION_SIZES[size]}"
+            )
     offset = config.teacher.position_offset
     return dataclasses.replace(found, position_offset=offset), preprocessing
 
@@ -255,14 +260,6 @@ def load_foundation(config: ConfigDict, mesh: Mesh) -> nnx.State:
         identity = {"task": "foundation", "foundation": config.teacher.size}
         loaded = checkpoints.load_params(pathlib.Path(source), state, identity)
         return jax.device_put(loaded, shardings)
-    if config.teacher.size:
-        found, _ = weights.read_dpt_config(source)
-        offset = architecture.position_offset
-        if dataclasses.replace(found, position_offset=offset) != architecture:
-            raise ConfigError(
-                f"config.teacher.weights={source!r} is {found}, but config.teacher.size="
-                f"{config.teacher.size!r} is {architecture}"
-            )
     return weights.load_dpt(source, architecture, state, shardings)
 
 

@@ -20,15 +20,15 @@ from fsmde_jax.state import Model
 def describe(config: ConfigDict, model: Model, teacher_name: str) -> dict[str, Any]:
     """What the stored outputs depend on, as cache.json has it."""
     source, cameras = pipeline.open_data(config.data, config.data.train_split)
+    from_prepared = config.teacher.image == "prepared"
     first = pipeline.place_on_rig(
-        pipeline.shrink(pipeline.read_sample(source, 0), config.data.downscale, True),
+        pipeline.shrink(pipeline.read_sample(source, 0), config.data.downscale, from_prepared),
         cameras,
         num_points=1,
         rng=np.random.default_rng(0),
     )
     one = {name: jax.ShapeDtypeStruct((1, *a.shape), a.dtype) for name, a in first.items()}
     encoded = jax.eval_shape(functools.partial(encode, config, model), model.teacher_state, one)
-    from_prepared = config.teacher.image == "prepared"
     image = first["teacher_image" if from_prepared else "image"]
     return {
         "teacher": teacher_name,

@@ -64,8 +64,7 @@ def make_train_step(
     def step(state: TrainState, frozen, teacher_state, batch) -> tuple[TrainState, Scalars]:
         def loss_of(params):
             module = model.merge(params, state.batch_stats, frozen, train=True)
-            teacher = model.merge_teacher(teacher_state) if teacher_state else None
-            loss, terms = task.loss(module, teacher, batch)
+            loss, terms = task.loss(module, model.merge_teacher(teacher_state), batch)
             return loss, (terms, nnx.state(module, nnx.BatchStat))
 
         (loss, (terms, stats)), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)

@@ -184,7 +184,7 @@ def test_every_single_missing_key_is_noticed(tensors):
 def test_a_saved_model_loads_here_and_in_transformers(tmp_path):
     model = tiny_dpt()
     state = nnx.state(model, nnx.Param)
-    save_dpt(tmp_path, model.config, Preprocessing(size=(16, 16)), state, "float32")
+    save_dpt(tmp_path, model.config, Preprocessing(size=(16, 16)), state)
     config, loaded = load(tmp_path)
     assert config == model.config
     assert read_dpt_config(tmp_path)[1] == Preprocessing(size=(16, 16))

@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, UInt8
 from ml_collections import ConfigDict
 
 from fsmde_jax.data import prepared
-from fsmde_jax.errors import UserError
+from fsmde_jax.errors import UserError, differences
 
 CHUNK = 32  # samples a file
 FIELDS = ("teacher_roots", "teacher_tokens")
@@ -120,14 +120,9 @@ def check(directory: pathlib.Path, about: dict[str, Any], command: str) -> None:
 def check_same(directory: pathlib.Path, about: dict[str, Any]) -> None:
     """Refuses a cache of another teacher, resolution, dataset or objective; names each."""
     found = json.loads((directory / "cache.json").read_text())
-    wrong = [
-        f"{key} is {found.get(key)!r} there, {value!r} in the config"
-        for key, value in about.items()
-        if found.get(key) != value
-    ]
-    if wrong:
+    if wrong := differences(found, about, "there"):
         raise TeacherCacheError(
-            f"The stored teacher outputs in {directory} are of something else: {'; '.join(wrong)}. "
+            f"The stored teacher outputs in {directory} are of something else: {wrong}. "
             "Set config.teacher.cache_dir to another folder, or delete that one."
         )
 

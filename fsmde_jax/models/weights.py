@@ -391,9 +391,8 @@ def save_dpt(
     config: DPTConfig,
     preprocessing: Preprocessing,
     state: nnx.State,
-    dtype: str = "float16",
 ) -> None:
-    """Writes a checkpoint that `load_dpt`, and transformers, can read."""
+    """Writes a float32 checkpoint that `load_dpt`, and transformers, can read."""
     folder.mkdir(parents=True, exist_ok=True)
     contents = (hub_config.to_json(config), preprocessing.to_hf())
     for name, content in zip(_JSON_FILES, contents, strict=True):
@@ -402,7 +401,7 @@ def save_dpt(
     for path, leaf in nnx.to_flat_state(state):
         key, axes = _foreign_key(".".join(map(str, path)), leaf[...].ndim, table_of(config))
         tensor = np.asarray(jax.device_get(leaf[...])).transpose(np.argsort(axes))
-        tensors[key] = np.array(tensor, dtype, order="C")
+        tensors[key] = np.array(tensor, np.float32, order="C")
     save_file(tensors, folder / _WEIGHTS_FILE)
 
 
