@@ -7,6 +7,7 @@ import pytest
 from flax import nnx
 
 from fsmde_jax.models import resnet
+from fsmde_jax.models.pooling import max_pool_3x3
 from fsmde_jax.models.weights import RESNET_TABLE, load_state_dict_into
 
 SIZES = {
@@ -18,6 +19,27 @@ SIZES = {
 
 def random_images(b: int, h: int, w: int) -> np.ndarray:
     return np.random.default_rng(3).normal(size=(b, h, w, 3)).astype(np.float32)
+
+
+@pytest.mark.parametrize("size", [(8, 6), (7, 10)])
+@pytest.mark.parametrize("padding", [(0, 1), (1, 1)])
+def test_max_pool_equals_xlas(size, padding):
+    x = jax.nn.relu(jnp.asarray(random_images(2, *size)))
+    weight = jnp.asarray(random_images(2, 4, 5))[:, :, :, :1]
+
+    def ours(x):
+        return max_pool_3x3(x, padding, padding)
+
+    def theirs(x):
+        return nnx.max_pool(x, (3, 3), (2, 2), (padding, padding))
+
+    np.testing.assert_array_equal(ours(x), theirs(x))
+    gradients = [
+        jax.grad(lambda x, f=f: jnp.sum(f(x) * weight[:, : f(x).shape[1], : f(x).shape[2]]))(x)
+        for f in (ours, theirs)
+    ]
+    # Where a window's maximum is tied at zero, behind a ReLU, who gets the gradient is arbitrary.
+    np.testing.assert_allclose(*[jnp.where(x > 0, g, 0) for g in gradients], atol=1e-6)
 
 
 def pair(name: str):

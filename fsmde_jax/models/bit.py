@@ -11,6 +11,8 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from fsmde_jax.models.pooling import max_pool_3x3
+
 
 @dataclasses.dataclass(frozen=True)
 class BiTConfig:
@@ -123,7 +125,8 @@ class BiT(nnx.Module):
     def __call__(self, image: Float[Array, "b h w 3"]) -> list[Float[Array, "b _ _ _"]]:
         """The stages' outputs."""
         x = jax.nn.relu(self.norm(self.conv(image)))
-        x = nnx.max_pool(x, (3, 3), (2, 2), "SAME")  # nothing is below zero, so any padding is 0
+        # TensorFlow's "SAME": even sizes are padded behind only.
+        x = max_pool_3x3(x, *((size % 2, 1) for size in x.shape[1:3]))
         maps = []
         for blocks in self.stages:
             for block in blocks:

@@ -8,6 +8,8 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
+from fsmde_jax.models.pooling import max_pool_3x3
+
 _kaiming = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
@@ -122,9 +124,7 @@ class ResNet(nnx.Module):
         mask = None if mask is None else mask[:, None, None, None]
         x = jax.nn.relu(self.stem(image, mask))
         features = [x]
-        # Zeros pad as well as -inf here, after a ReLU; padding by hand survives ONNX export.
-        x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-        x = nnx.max_pool(x, window_shape=(3, 3), strides=(2, 2), padding="VALID")
+        x = max_pool_3x3(x, (1, 1), (1, 1))
         for blocks in self.stages:
             for block in blocks:
                 x = block(x, mask)
