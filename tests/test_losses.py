@@ -130,8 +130,30 @@ def test_affine_invariant_loss_ignores_scale_and_shift():
     truth = jnp.asarray(RNG.uniform(0, 1, (2, 16, 24)), jnp.float32)
     valid = jnp.asarray(RNG.uniform(size=(2, 16, 24)) < 0.8)
     loss = depth.affine_invariant_loss
+    truth += 0.01
     assert float(loss(5.0 * truth + 3.0, truth, valid)) < 1e-4
-    assert float(loss(-truth, truth, valid)) > 0.5
+    assert float(loss(-truth, truth, valid)) > 0.5  # near and far exchanged is not an alignment
+
+
+def test_affine_invariant_loss_is_the_log_error_after_alignment():
+    truth = jnp.asarray(RNG.uniform(0.02, 1, (1, 16, 24)), jnp.float32)
+    predicted = truth + jnp.asarray(RNG.normal(0, 0.05, truth.shape), jnp.float32)
+    valid = jnp.asarray(RNG.uniform(size=truth.shape) < 0.8)
+    x, y = np.asarray(predicted)[valid], np.asarray(truth)[valid]
+    scale, shift = np.polyfit(x, y, 1)
+    ratio = (scale * x + shift) / y
+    # Its slope goes on where the logarithm's would grow without end.
+    residual = np.where(ratio > 0.25, np.log(np.maximum(ratio, 0.25)), np.log(0.25) + 4 * ratio - 1)
+    value = depth.affine_invariant_loss(predicted, truth, valid, gradient_weight=0.0)
+    assert float(value) == pytest.approx(np.abs(residual).mean(), rel=1e-4)
+    with_edges = depth.affine_invariant_loss(predicted, truth, valid, gradient_weight=0.5)
+    assert float(with_edges) > float(value)
+
+
+def test_affine_invariant_loss_has_finite_gradients_where_nothing_is_known():
+    nothing = jnp.zeros((1, 8, 8), bool)
+    grad = jax.grad(lambda x: depth.affine_invariant_loss(x, jnp.ones((1, 8, 8)), nothing))
+    assert jnp.all(jnp.isfinite(grad(jnp.ones((1, 8, 8)))))
 
 
 def test_divergence_is_zero_for_equal_logits_and_skips_absent_cameras():

@@ -46,6 +46,23 @@ def normalise_affine(
     return (values - shift) / jnp.maximum(scale, floor)
 
 
+def align(
+    inverse_depth: Float[Array, "b h w"],
+    truth_inverse_depth: Float[Array, "b h w"],
+    valid: Bool[Array, "b h w"],
+) -> Float[Array, "b h w"]:
+    """Each image's inverse depth scaled and shifted onto its truth by least squares (MiDaS).
+
+    The scale stays positive, so that far never becomes near.
+    """
+    count = jnp.maximum(jnp.sum(valid, axis=(1, 2), keepdims=True), 1)
+    mean = lambda x: jnp.sum(jnp.where(valid, x, 0.0), (1, 2), keepdims=True) / count  # noqa: E731
+    mean_truth = mean(truth_inverse_depth)
+    x, y = inverse_depth - mean(inverse_depth), truth_inverse_depth - mean_truth
+    scale = jnp.maximum(mean(x * y), 1e-6) / jnp.maximum(mean(x * x), 1e-6)
+    return scale * x + mean_truth
+
+
 def affine_invariant_loss(
     inverse_depth: Float[Array, "b h w"],
     truth_inverse_depth: Float[Array, "b h w"],
@@ -53,14 +70,15 @@ def affine_invariant_loss(
     gradient_weight: float = 0.5,
     num_scales: int = 4,
 ) -> Float[Array, ""]:
-    """MiDaS's loss (arXiv 1907.01341): aligned absolute error and multi-scale gradient matching.
+    """MiDaS's aligned loss and multi-scale gradient matching (arXiv 1907.01341), in log depth.
 
-    Prediction and truth are each normalised per image by median and mean absolute deviation,
-    so neither scale nor shift of the prediction matters.
+    Prediction is aligned to truth per image by least squares of inverse depth, so neither its
+    scale nor its shift matters. MiDaS then compares inverse depths, where all that is far counts
+    nothing; here the residual is their ratio's logarithm, continued in a line below a quarter.
     """
-    normalise = jax.vmap(normalise_affine)
-    residual = normalise(inverse_depth, valid) - normalise(truth_inverse_depth, valid)
-    residual = jnp.where(valid, residual, 0.0)
+    truth = jnp.where(valid, truth_inverse_depth, 1.0)
+    ratio = jnp.where(valid, align(inverse_depth, truth, valid) / truth, 1.0)
+    residual = jnp.log(jnp.maximum(ratio, 0.25)) + 4.0 * jnp.minimum(ratio - 0.25, 0.0)
     loss = jnp.sum(jnp.abs(residual)) / jnp.maximum(jnp.sum(valid), 1)
     for scale in range(num_scales):
         step = 2**scale
