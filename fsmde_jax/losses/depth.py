@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from fsmde_jax.metrics import masked_median, sample_bilinear
+from fsmde_jax.metrics import sample_bilinear
 
 
 def sample_at_lidar(
@@ -31,19 +31,6 @@ def silog(
     mean_of_squares = jnp.sum(log_error**2) / count
     # The floor keeps the square root's slope finite when everything fits.
     return jnp.sqrt(jnp.maximum(mean_of_squares - variance_focus * mean**2, 1e-6))
-
-
-def normalise_affine(
-    values: Float[Array, "h w"], valid: Bool[Array, "h w"], floor: float = 1e-4
-) -> Float[Array, "h w"]:
-    """Shift to median 0 and scale to mean absolute deviation 1 over `valid`.
-
-    Deviations below `floor` are taken for it, so that nearly constant maps do not explode.
-    """
-    shift = masked_median(values.ravel(), valid.ravel())
-    count = jnp.maximum(jnp.sum(valid), 1)
-    scale = jnp.sum(jnp.where(valid, jnp.abs(values - shift), 0.0)) / count
-    return (values - shift) / jnp.maximum(scale, floor)
 
 
 def align(

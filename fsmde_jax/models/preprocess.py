@@ -38,6 +38,18 @@ class Preprocessing:
     multiple_of: int = 1
     interpolation: str = "bicubic"
 
+    def input_size(self, height: int, width: int, resize: str, patch: int) -> tuple[int, int]:
+        """Size of the model's input for an image of this size, as `config.teacher.resize` says.
+
+        Args:
+            height, width: of the image.
+            resize: "patch" (up to the next multiple of the patch) or "processor" (`target_size`).
+            patch: pixels along a patch's side.
+        """
+        if resize == "processor":
+            return self.target_size(height, width)
+        return -(-height // patch) * patch, -(-width // patch) * patch
+
     @classmethod
     def from_hf(cls, values: dict) -> "Preprocessing":
         """Reads preprocessor_config.json; ValueError names what is not supported."""

@@ -7,13 +7,11 @@ MiDaS-like models predict inverse depth, metric ones depth; bins always run from
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, UInt8
 
-from fsmde_jax.losses.depth import normalise_affine
 from fsmde_jax.models.bins import BinningHead
 from fsmde_jax.models.dpt import DPT, DPTConfig, DPTOutput
 from fsmde_jax.models.preprocess import Preprocessing
@@ -96,11 +94,8 @@ class Teacher(nnx.Module):
 
     def _foundation(self, image: UInt8[Array, "i h w 3"]) -> DPTOutput:
         """Runs the foundation model on images prepared as it was trained."""
-        height, width = image.shape[1:3]
         patch = self.foundation.config.patch_size
-        size = (-(-height // patch) * patch, -(-width // patch) * patch)
-        if self.resize == "processor":
-            size = self.preprocessing.target_size(height, width)
+        size = self.preprocessing.input_size(*image.shape[1:3], self.resize, patch)
         return self.foundation(self.preprocessing(image, size))
 
     def _soft_logits(
@@ -125,8 +120,9 @@ def soft_bin_logits(
     r has median 0 and mean absolute deviation 1; r_k are `num_bins` values from the near to the
     far end of `soft_range`.
     """
-    everywhere = jnp.ones(nearness.shape, bool)
-    relative = jax.vmap(lambda x, valid: normalise_affine(x, valid, 1e-20))(nearness, everywhere)
+    relative = nearness - jnp.median(nearness, axis=(1, 2), keepdims=True)
+    deviation = jnp.mean(jnp.abs(relative), axis=(1, 2), keepdims=True)
+    relative = relative / jnp.maximum(deviation, 1e-20)
     bins = jnp.linspace(soft_range[0], soft_range[1], num_bins)
     return -jnp.abs(jnp.clip(relative, *sorted(soft_range))[..., None] - bins) / temperature
 
