@@ -6,7 +6,7 @@
 For accelerators: networks compute in bfloat16. Weights come from the Hugging Face hub.
 
 `configs/ddad.py:smoke` is the same path shrunk: a small student overfits a handful of real frames,
-taught by a model of the miniature world; minutes on two CPU cores. For the frames' folder RAW:
+taught by the shipped model of the miniature world; minutes on two CPU cores. For the frames in RAW:
 
     python -m fsmde_jax.prepare --dataset=ddad --source=RAW --data_dir=data
     python -m fsmde_jax.main --config=configs/ddad.py:smoke
@@ -32,7 +32,7 @@ def _full():
     config.train.dtype = "bfloat16"
     config.teacher.dtype = "bfloat16"
     # First the binning head of the teacher, on the frozen foundation model.
-    config.teacher.stages.head = _beside("teacher_ddad.py")["get_config"]()
+    config.teacher.head_stage = _beside("teacher_ddad.py")["get_config"]()
     return config
 
 
@@ -44,13 +44,12 @@ def _beside(name: str) -> dict:
 def _smoke():
     config = _small()
     config.name = "ddad_smoke"
-    config.teacher.stages.foundation = _beside("demo.py")["foundation_config"]()
     head = _small()
     head.name = "ddad_smoke_teacher_head"
     head.task = "teacher_head"
     head.train.steps = 100
-    config.teacher.stages.head = head
-    # A teacher of a minute's training is a weak one; the defaults are for a foundation model.
+    config.teacher.head_stage = head
+    # The shipped teacher is a weak one; the defaults are for a real foundation model.
     config.objective.ckd_divergence = 0.02
     config.objective.ckd_crossing = 0.1
     config.objective.vrkd = 0.02
@@ -70,7 +69,7 @@ def _small():
     config.student.canonical_focal_px = 715.0873 / 2  # that of 640 px of width, at 320
     config.bins.num_bins = 32
     config.bins.centers_kind = "unbounded"
-    config.teacher.size = "dpt_tiny"
+    config.teacher.weights = "dpt-mini-world"
     config.optimizer.learning_rate = 4e-3
     config.optimizer.clip_norm = 0.3
     config.train.log_every = 50

@@ -2,23 +2,21 @@
 
     python -m fsmde_jax.main --config=configs/demo.py
 
-Renders streets, prepares them, pretrains a small relative-depth teacher on dense truth of other
-streets, trains its binning head on LiDAR, distils it into a tiny student and measures that on
-unseen streets.
+Renders streets, prepares them, trains the binning head of the shipped relative-depth teacher on
+LiDAR, distils both into a tiny student and measures that on unseen streets.
 """
 
 from fsmde_jax.config import default_config
 
 
 def get_config():
-    """The student's run; the teacher's stages hang on `config.teacher.stages`."""
+    """The student's run, and the teacher's head before it."""
     config = small_config()
     config.name = "demo"
-    config.teacher.stages.foundation = foundation_config()
-    config.teacher.stages.head = head_config()
+    config.teacher.head_stage = head_config()
     config.train.steps = 1200
     config.optimizer.ema_decay = 0.98
-    # A teacher of a minute's training is a weak one; the defaults are for a foundation model.
+    # The shipped teacher is a weak one; the defaults are for a real foundation model.
     config.objective.ckd_divergence = 0.02
     config.objective.ckd_crossing = 0.1
     config.objective.vrkd = 0.02
@@ -47,7 +45,7 @@ def small_config():
     config.student.canonical_focal_px = 178.77  # 715.0873 px at 640 px of width
     config.bins.num_bins = 32
     config.bins.centers_kind = "unbounded"
-    config.teacher.size = "dpt_tiny"
+    config.teacher.weights = "dpt-mini-world"
     config.teacher.binning = "head"
     config.optimizer.learning_rate = 4e-3
     config.optimizer.clip_norm = 0.3
@@ -57,30 +55,10 @@ def small_config():
     return config
 
 
-def foundation_config():
-    """A relative-depth model on dense truth of streets with varied rigs and light."""
-    config = small_config()
-    config.name = "demo_teacher_foundation"
-    config.task = "foundation"
-    config.teacher.weights = ""
-    config.data.config_name = "pretrain_96x160"
-    config.world.seed = 1
-    config.world.train_scenes = 28
-    config.world.val_scenes = 2
-    config.world.samples_per_scene = 2
-    config.world.varied_rigs = True
-    config.world.dense_depth = True
-    config.objective.foundation_gradient = 0.1
-    config.optimizer.learning_rate = 1e-3
-    config.optimizer.clip_norm = 1.0
-    config.train.steps = 250
-    return config
-
-
 def head_config():
     """The teacher's binning head on LiDAR of the student's streets."""
     config = small_config()
     config.name = "demo_teacher_head"
     config.task = "teacher_head"
-    config.train.steps = 150
+    config.train.steps = 600
     return config

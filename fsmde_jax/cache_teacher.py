@@ -5,10 +5,9 @@
         --config.teacher.source=cached
 
 Run the first again after an interruption and it goes on; with `--verify=N` it recomputes N random
-entries of a finished cache and compares. Trains the teacher's stages first if the config has any.
+entries of a finished cache and compares. Trains the teacher's head first if need be.
 """
 
-import logging
 import pathlib
 import sys
 from collections.abc import Iterator
@@ -16,13 +15,12 @@ from collections.abc import Iterator
 import jax
 import numpy as np
 from absl import app, flags
-from absl import logging as absl_logging
 from jax.sharding import Mesh
 from ml_collections import ConfigDict, config_flags
 from tqdm import tqdm
 
 from fsmde_jax import config as config_lib
-from fsmde_jax import sharding, stages, tasks, teacher_targets
+from fsmde_jax import process, sharding, stages, tasks, teacher_targets
 from fsmde_jax.data import pipeline, teacher_cache
 from fsmde_jax.errors import UserError
 from fsmde_jax.state import Model, place_model
@@ -134,9 +132,8 @@ def probabilities(entry: dict[str, np.ndarray]) -> np.ndarray:
 
 
 def main(_) -> None:
-    """The teacher's stages if need be, then the cache or its verification."""
-    absl_logging.set_verbosity(absl_logging.WARNING)
-    logging.getLogger("fsmde_jax").setLevel(logging.INFO)
+    """The teacher's head if need be, then the cache or its verification."""
+    process.set_up()
     config = CONFIG.value
     workdir = pathlib.Path(WORKDIR.value or f"runs/{config.name}")
     try:

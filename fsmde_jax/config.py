@@ -9,6 +9,7 @@ import pathlib
 
 import ml_collections
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 from fsmde_jax.errors import UserError
 
@@ -25,7 +26,7 @@ def default_config() -> ConfigDict:
     config = ConfigDict()
     config.name = "default"
     # What is trained: "student", "teacher_head" (the binning head on a frozen foundation model)
-    # or "foundation" (a small relative-depth model on dense truth of the miniature world).
+    # or "foundation" (a relative-depth model on dense truth of the miniature world).
     config.task = "student"
     config.seed = 0
     config.data = _data()
@@ -45,12 +46,12 @@ def default_config() -> ConfigDict:
 
 
 def load_config(workdir: pathlib.Path) -> ConfigDict:
-    """The configuration a run in `workdir` was made with; its teacher's stages are done."""
+    """The configuration a run in `workdir` was made with; its teacher's head is trained."""
     file = workdir / "config.json"
     if not file.is_file():
         raise ConfigError(f"{workdir} is no run's folder: there is no {file}")
     values = json.loads(file.read_text())
-    del values["teacher"]["stages"]
+    del values["teacher"]["head_stage"]
     config = default_config()
     try:
         config.update(values)
@@ -115,8 +116,9 @@ def _bins() -> ConfigDict:
 
 def _teacher() -> ConfigDict:
     teacher = ConfigDict()
-    # Foundation weights: a hub id, a folder with config.json and model.safetensors, or the
-    # folder of a "foundation" run. "random" is for tests and --dry_run.
+    # Foundation weights: a hub id, a folder with config.json and model.safetensors (a "foundation"
+    # run makes one, RUN/weights), or the shipped "dpt-mini-world". "random" is for tests and
+    # --dry_run. For task "foundation", "" trains from scratch; one that is named is measured.
     teacher.weights = "Intel/dpt-large"
     # The architecture: "" is that of the weights' config.json; for models trained or drawn here
     # a name of `FOUNDATION_SIZES` in fsmde_jax/tasks.py.
@@ -132,16 +134,15 @@ def _teacher() -> ConfigDict:
     teacher.cache_dir = ""
     # 0.1 resizes DINOv2's position embedding as the official code does, 0 as transformers does.
     teacher.position_offset = 0.0
-    # For binning "head": the folder of a "teacher_head" run; "" makes it as stages.head says.
+    # For binning "head": the folder of a "teacher_head" run; "" makes it as head_stage says.
     teacher.head_weights = ""
     teacher.train_neck = False  # a "teacher_head" run also trains what feeds the head
     teacher.binning = "head"  # how bin probabilities come about: "head" or "soft"
     # "soft": nearest and farthest bin in normalised inverse depth, and the softness.
     teacher.soft_range = (4.0, -2.0)
     teacher.soft_temperature = 0.2
-    # Runs made before this one, each a whole config; their folders become weights (foundation)
-    # and head_weights (head).
-    teacher.stages = ConfigDict({"foundation": None, "head": None}, convert_dict=False)
+    # A "teacher_head" run made before this one, a whole config; its folder becomes head_weights.
+    teacher.head_stage = placeholder(ConfigDict)
     teacher.dtype = "float32"
     return teacher
 

@@ -4,6 +4,7 @@ Modules are abstract (shapes only) and the step is compiled, not run, so that a 
 which the machine could not train.
 """
 
+import functools
 import re
 from typing import Any
 
@@ -13,7 +14,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from fsmde_jax import sharding, tasks
+from fsmde_jax import sharding, tasks, teacher_targets
 from fsmde_jax.config import ConfigError
 from fsmde_jax.models import hub_config
 from fsmde_jax.state import Model, init_state
@@ -31,6 +32,10 @@ def report(config: ConfigDict) -> str:
     task = tasks.make_task(config)
     model = Model(task, config.seed)
     batch = batch_shapes(config, task)
+    if config.teacher.source == "cached" and model.teacher_graphdef:
+        encode = functools.partial(teacher_targets.encode, config, model)
+        batch |= jax.eval_shape(encode, model.teacher_state, batch)
+        model.teacher_state = {}  # its stored outputs take its place
     lines = [f"{config.name}: task {config.task}, {mesh.size} device(s), {dict(mesh.shape)}", ""]
     lines += _modules("trained", model.params)
     lines += _modules("frozen", model.frozen) + _modules("teacher", model.teacher_state)

@@ -14,13 +14,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
-from absl import logging as absl_logging
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from fsmde_jax import metrics, sharding, tasks, visualize
+from fsmde_jax import metrics, process, sharding, tasks, visualize
 from fsmde_jax.config import load_config
 from fsmde_jax.data import pipeline
 from fsmde_jax.errors import UserError
@@ -158,13 +157,16 @@ def _medians(counts: np.ndarray) -> np.ndarray:
 
 
 def evaluate_run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, dict]:
-    """Measures the newest checkpoint of a run, writes its report and returns the results."""
+    """Measures a run's newest checkpoint, or the model it names; writes and returns results."""
     mesh = sharding.make_mesh(config.mesh)
     task = tasks.make_task(config)
     model = Model(task, config.seed)
     frozen, teacher_state, teacher_name = place_model(config, model, mesh)
     identity = tasks.identity(config, teacher_name)
-    params, batch_stats = load_trained(config, model, workdir, identity)
+    if tasks.is_given(config):
+        params, batch_stats = tasks.load_foundation(config, mesh), model.batch_stats
+    else:
+        params, batch_stats = load_trained(config, model, workdir, identity)
     params, batch_stats = jax.device_put((params, batch_stats), sharding.replicated(mesh))
 
     predict = make_predict(task, model)
@@ -215,7 +217,7 @@ def describe(config: ConfigDict, results: dict[str, dict]) -> str:
     truth = f"protocol {config.evaluation.protocol}, native LiDAR pixels"
     scale = "metric, but the teacher is median-scaled per image"
     if config.task == "foundation":
-        truth = "dense truth at the prepared size"
+        truth = "dense truth at the size of the student's image"
         scale = "scale and shift of inverse depth fitted to each image's truth"
     return (
         f"{config.name}: split {config.data.eval_split!r} of {config.data.dataset!r}, {truth}, "
@@ -263,7 +265,7 @@ def _in_metres(config: ConfigDict, predictor: Predictor, batch: dict[str, Array]
 
 def main(_) -> None:
     """Reads the run's own config and measures its newest checkpoint."""
-    absl_logging.set_verbosity(absl_logging.WARNING)  # Orbax tells much at INFO
+    process.set_up()
     workdir = pathlib.Path(flags.FLAGS.workdir)
     try:
         config = load_config(workdir)

@@ -1,21 +1,17 @@
 """Train, then evaluate: `python -m fsmde_jax.main --config=configs/demo.py`.
 
-Kept short: flags, then the stages of the config in order. Run the same command again and it goes
+Kept short: flags, then the config's runs in order. Run the same command again and it goes
 on where it stopped.
 """
 
-import logging
-import os
 import pathlib
 import sys
 
-import jax
 from absl import app, flags
-from absl import logging as absl_logging
 from ml_collections import config_flags
 
 from fsmde_jax import config as config_lib
-from fsmde_jax import dry_run, evaluate, stages
+from fsmde_jax import dry_run, evaluate, process, stages
 from fsmde_jax.errors import UserError
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Run configuration.", lock_config=True)
@@ -24,11 +20,8 @@ DRY_RUN = flags.DEFINE_bool("dry_run", False, "Build everything, print sizes, tr
 
 
 def main(_) -> None:
-    """Runs the config's stages, evaluates the last one and prints its table."""
-    absl_logging.set_verbosity(absl_logging.WARNING)  # Orbax tells much at INFO
-    logging.getLogger("fsmde_jax").setLevel(logging.INFO)
-    cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", "~/.cache/fsmde_jax/xla")
-    jax.config.update("jax_compilation_cache_dir", os.path.expanduser(cache))
+    """Runs the config and what it needs before, evaluates it and prints its table."""
+    process.set_up()
     try:
         run(CONFIG.value)
     except (UserError, FloatingPointError) as error:

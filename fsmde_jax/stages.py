@@ -1,11 +1,11 @@
-"""The runs that make up a job: the miniature world's data, the teacher's stages, the run itself."""
+"""The runs that make up a job: the miniature world's data, the teacher's head, the run itself."""
 
 import logging
 import pathlib
 
 from ml_collections import ConfigDict
 
-from fsmde_jax import prepare, train
+from fsmde_jax import prepare, tasks, train
 from fsmde_jax.data import prepared
 from fsmde_jax.data.world import WorldConfig, write_world
 
@@ -13,31 +13,29 @@ log = logging.getLogger(__name__)
 
 
 def run(config: ConfigDict, workdir: pathlib.Path) -> int | None:
-    """Trains the teacher's stages, then `config` into `workdir`.
+    """Trains the teacher's head, then `config` into `workdir`; what is done is not repeated.
 
     Returns the number of a signal that interrupted it, or None.
     """
-    return run_stages(config, workdir) or train.train(config, workdir)
+    if (interrupted := run_stages(config, workdir)) or tasks.is_given(config):
+        return interrupted
+    return train.train(config, workdir)
 
 
 def run_stages(config: ConfigDict, workdir: pathlib.Path) -> int | None:
-    """What comes before a run: the teacher's stages in `workdir/teacher_*`, and the world's data.
+    """What comes before a run: the teacher's head in `workdir/teacher_head`, and the world's data.
 
-    Finished stages are not repeated, and `config` then names their weights. Returns the number of
-    a signal that interrupted it, or None.
+    `config` then names the head. Returns the number of a signal that interrupted it, or None.
     """
-    for name, key in (("foundation", "weights"), ("head", "head_weights")):
-        stage = config.teacher.stages[name]
-        if stage is None or (name == "head" and config.teacher.head_weights):
-            continue
-        folder = workdir / f"teacher_{name}"
+    stage = config.teacher.head_stage
+    if stage is not None and not config.teacher.head_weights:
+        folder = workdir / "teacher_head"
         stage.data.data_dir, stage.mesh = config.data.data_dir, config.mesh
-        if name == "head":
-            for same in ("weights", "size", "image", "resize", "position_offset", "train_neck"):
-                stage.teacher[same] = config.teacher[same]
+        for same in ("weights", "size", "image", "resize", "position_offset", "train_neck"):
+            stage.teacher[same] = config.teacher[same]
         if interrupted := run(stage, folder):
             return interrupted
-        config.teacher[key] = str(folder)
+        config.teacher.head_weights = str(folder)
     if config.data.dataset == "world":
         make_world(config)
     return None

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
@@ -34,8 +35,12 @@ from fsmde_jax.models.teacher import Teacher
 
 Batch = dict[str, Array]
 
-# Architectures by name: those of published checkpoints, and the small one of the demo.
-FOUNDATION_SIZES = {**hub_config.PUBLISHED, "dpt_tiny": DPTConfig.dpt_tiny()}
+# Architectures by name: those of published checkpoints, and small ones to train here.
+FOUNDATION_SIZES = {
+    **hub_config.PUBLISHED,
+    "dpt_mini": DPTConfig.dpt_mini(),
+    "dpt_tiny": DPTConfig.dpt_tiny(),
+}
 
 
 # What lies between the backbone of a foundation model and its depth head.
@@ -108,13 +113,21 @@ def _teacher_head(config: ConfigDict) -> Task:
 
 
 def _foundation(config: ConfigDict) -> Task:
-    """A relative-depth model on dense truth: unseen in metres, like MiDaS."""
+    """A relative-depth model on dense truth: unseen in metres, like MiDaS.
+
+    Trained from scratch; one whose weights are named is only measured.
+    """
 
     architecture, preprocessing = foundation(config)
 
     def inverse_depth(model, batch) -> Float[Array, "i h w"]:
-        image = batch["image"].reshape(-1, *batch["image"].shape[2:])
-        return model(preprocessing(image, image.shape[1:3])).prediction
+        image = teacher_inputs(batch)[0]
+        image = image.reshape(-1, *image.shape[2:])
+        size = preprocessing.input_size(
+            *image.shape[1:3], config.teacher.resize, architecture.patch_size
+        )
+        predicted = model(preprocessing(image, size)).prediction
+        return 1.0 / predicted if architecture.predicts_metres else predicted
 
     def loss(model, _, batch):
         predicted = inverse_depth(model, batch)
@@ -186,7 +199,7 @@ def foundation(config: ConfigDict) -> tuple[DPTConfig, Preprocessing]:
             f"config.teacher.size is {size!r}; use '' (as config.teacher.weights says) or one of "
             f"{sorted(FOUNDATION_SIZES)}"
         )
-    if source in ("", "random") or _is_run(source):
+    if source in ("", "random"):
         if not size:
             raise ConfigError(
                 f"config.teacher.weights={source!r} does not say which architecture it is: set "
@@ -203,10 +216,6 @@ def foundation(config: ConfigDict) -> tuple[DPTConfig, Preprocessing]:
             )
     offset = config.teacher.position_offset
     return dataclasses.replace(found, position_offset=offset), preprocessing
-
-
-def _is_run(source: str) -> bool:
-    return (pathlib.Path(source).expanduser() / checkpoints.FOLDER).is_dir()
 
 
 def build_teacher(config: ConfigDict, rngs: nnx.Rngs) -> Teacher:
@@ -238,7 +247,7 @@ def load_teacher_weights(config: ConfigDict, state: nnx.State, mesh: Mesh) -> nn
         raise ConfigError(
             "config.teacher.binning='head' needs a trained binning head: set "
             "config.teacher.head_weights to the folder of a 'teacher_head' run, name that "
-            "run's config as config.teacher.stages.head, or use config.teacher.binning='soft'"
+            "run's config as config.teacher.head_stage, or use config.teacher.binning='soft'"
         )
     task = _teacher_head(config)
     learned, kept = nnx.split_state(state, task.trainable, ...)
@@ -250,16 +259,25 @@ def load_teacher_weights(config: ConfigDict, state: nnx.State, mesh: Mesh) -> nn
     return nnx.merge_state(frozen, trained)
 
 
+def is_given(config: ConfigDict) -> bool:
+    """Whether the config's own model needs no training: a foundation model of named weights."""
+    return config.task == "foundation" and config.teacher.weights not in ("", "random")
+
+
+def save_foundation(config: ConfigDict, params: nnx.State, folder: pathlib.Path) -> None:
+    """A trained foundation model as a checkpoint that `teacher.weights` can name.
+
+    In half precision: half the size, rounded by at most 5e-4 of each weight.
+    """
+    weights.save_dpt(folder, *foundation(config), params, dtype=np.float16)
+
+
 def load_foundation(config: ConfigDict, mesh: Mesh) -> nnx.State:
     """The foundation model's parameters on the mesh, as `teacher.weights` says."""
     source, (architecture, _) = config.teacher.weights, foundation(config)
     model = nnx.eval_shape(lambda: DPT(architecture, rngs=nnx.Rngs(0)))
     state = nnx.state(model, nnx.Param)
     shardings = sharding.fsdp_sharding(state, mesh)
-    if _is_run(source):
-        identity = {"task": "foundation", "foundation": config.teacher.size}
-        loaded = checkpoints.load_params(pathlib.Path(source), state, identity)
-        return jax.device_put(loaded, shardings)
     return weights.load_dpt(source, architecture, state, shardings)
 
 

@@ -191,6 +191,8 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> int | None:
     writer.close()
     iterator.close()
     stop.restore()
+    if config.task == "foundation" and step == config.train.steps and jax.process_index() == 0:
+        tasks.save_foundation(config, state.ema or state.params, workdir / "weights")
     if step < config.train.steps:
         log.info("%s: stopped after step %d; the same command goes on", config.name, step)
         return stop.signal_number

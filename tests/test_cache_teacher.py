@@ -131,7 +131,7 @@ def test_the_command_builds_and_verifies(cached, tmp_path):
         "def get_config():\n"
         "    config = default_config()\n"
         "    values = json.loads(pathlib.Path(__file__).with_name('values.json').read_text())\n"
-        "    del values['teacher']['stages']\n"
+        "    del values['teacher']['head_stage']\n"
         "    config.update(values)\n"
         "    return config\n"
     )

@@ -18,14 +18,21 @@ def load(name):
 
 @pytest.mark.parametrize(
     ("name", "variant"),
-    [("demo.py", None), ("ddad.py", ""), ("ddad.py", "smoke"), ("teacher_ddad.py", None)],
+    [
+        ("demo.py", None),
+        ("demo_teacher.py", ""),
+        ("demo_teacher.py", "unseen"),
+        ("demo_teacher.py", "other_rig"),
+        ("ddad.py", ""),
+        ("ddad.py", "smoke"),
+        ("teacher_ddad.py", None),
+    ],
 )
-def test_shipped_configs_are_valid_and_so_are_their_stages(name, variant):
+def test_shipped_configs_are_valid_and_so_are_their_heads(name, variant):
     config = load(name)() if variant is None else load(name)(variant)
     config_lib.validate(config)
-    for stage in (config.teacher.stages.foundation, config.teacher.stages.head):
-        if stage is not None:
-            config_lib.validate(stage)
+    if config.teacher.head_stage is not None:
+        config_lib.validate(config.teacher.head_stage)
 
 
 def test_unknown_variant_is_refused():
@@ -117,6 +124,15 @@ def test_dry_run_counts_parameters_and_memory_without_data(tmp_path, capsys):
     assert "teacher: 1.4" in printed
     assert "(8, 6, 32, 64, 3)" in printed
     assert "GiB" in report
+
+
+def test_dry_run_of_a_cached_teacher_counts_its_outputs_instead(tmp_path, capsys):
+    config = tiny_config(tmp_path / "nothing")
+    config.teacher.source, config.data.jitter = "cached", 0.0
+    dry_run.report(config)
+    printed = capsys.readouterr().out
+    assert "teacher_roots" in printed and "(8, 6, 8, 16, 8)" in printed
+    assert "teacher:" not in printed
 
 
 def test_a_run_of_another_version_is_named(tmp_path):

@@ -1,16 +1,20 @@
 import json
 import pathlib
 import runpy
-import shutil
 
 import jax
 import pytest
 
 from fsmde_jax import checkpoints, evaluate, sharding, stages, tasks, train
+from fsmde_jax.config import ConfigError
 from fsmde_jax.data.world import WorldError
+from fsmde_jax.models.dpt import DPTConfig
+from fsmde_jax.models.weights import SHIPPED, read_dpt_config
 from fsmde_jax.state import Model, place_model
 
-DEMO = runpy.run_path(str(pathlib.Path(__file__).parents[1] / "configs" / "demo.py"))
+CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
+DEMO = runpy.run_path(str(CONFIGS / "demo.py"))
+DEMO_TEACHER = runpy.run_path(str(CONFIGS / "demo_teacher.py"))
 
 
 def shrink(config, data_dir):
@@ -31,11 +35,20 @@ def shrink(config, data_dir):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """The demo, shrunk: world, foundation, head, student."""
+    """The demo, shrunk: world, head of the shipped teacher, student."""
     root = tmp_path_factory.mktemp("demo")
     config = shrink(DEMO["get_config"](), root / "data")
-    for stage in (config.teacher.stages.foundation, config.teacher.stages.head):
-        shrink(stage, root / "data")
+    shrink(config.teacher.head_stage, root / "data")
+    assert stages.run(config, root / "run") is None
+    return config, root / "run"
+
+
+@pytest.fixture(scope="module")
+def foundation(tmp_path_factory):
+    """The pretraining of a teacher, shrunk."""
+    root = tmp_path_factory.mktemp("demo_teacher")
+    config = shrink(DEMO_TEACHER["get_config"](), root / "data")
+    config.teacher.size = "dpt_tiny"
     assert stages.run(config, root / "run") is None
     return config, root / "run"
 
@@ -46,29 +59,61 @@ def test_the_demo_goes_from_nothing_to_a_table(run):
     assert list(results) == ["student", "trivial", "teacher"]
     assert len(results["student"]["cameras"]) == 6
     assert list((workdir / "report").glob("*.png"))
-    for stage, task in (("teacher_foundation", "foundation"), ("teacher_head", "teacher_head")):
-        assert json.loads((workdir / stage / "config.json").read_text())["task"] == task
+    head = json.loads((workdir / "teacher_head" / "config.json").read_text())
+    assert (head["task"], head["teacher"]["weights"]) == ("teacher_head", "dpt-mini-world")
+
+
+def test_a_trained_foundation_model_is_a_checkpoint_that_can_be_named(foundation, tmp_path):
+    config, workdir = foundation
+    trained = evaluate.evaluate_run(config, workdir)["foundation"]["mean"]
+    named = config.copy_and_resolve_references()
+    named.teacher.weights, named.teacher.size = str(workdir / "weights"), ""
+    assert stages.run(named, tmp_path) is None  # nothing to train
+    assert not (tmp_path / "checkpoints").exists()
+    measured = evaluate.evaluate_run(named, tmp_path)["foundation"]["mean"]
+    assert measured["abs_rel"] == pytest.approx(trained["abs_rel"], rel=2e-3)  # half precision
+    assert list((tmp_path / "report").glob("*.png"))
+
+
+def test_the_shipped_teacher_fits_its_limits_and_knows_an_unseen_street(tmp_path):
+    folder = SHIPPED["dpt-mini-world"]
+    assert (folder / "model.safetensors").stat().st_size < 10e6
+    assert read_dpt_config("dpt-mini-world")[0] == DPTConfig.dpt_mini()
+    config = DEMO_TEACHER["get_config"]("other_rig")
+    config.data.data_dir = str(tmp_path / "data")
+    config.data.eval_batch_size = 8
+    config.world.val_scenes, config.world.samples_per_scene = 1, 1
+    config.evaluation.pictures = 0
+    assert stages.run(config, tmp_path / "run") is None
+    mean = evaluate.evaluate_run(config, tmp_path / "run")["foundation"]["mean"]
+    assert mean["abs_rel"] < 0.3 and mean["delta1"] > 0.6  # one street: its card has thirty
+
+
+def test_a_world_without_dense_truth_is_named(foundation, run):
+    config = foundation[0].copy_and_resolve_references()
+    config.data = run[0].data
+    with pytest.raises(ConfigError, match=r"config\.world\.dense_depth=True"):
+        train.train(config, foundation[1].parent / "other")
 
 
 def test_finished_stages_are_not_repeated(run):
     config, workdir = run
     before = {path: path.stat().st_mtime_ns for path in workdir.glob("**/checkpoints/2")}
-    assert len(before) == 3
+    assert len(before) == 2
     assert stages.run(config, workdir) is None
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
 def test_a_neck_trained_with_the_head_starts_pretrained_and_reaches_the_student(run, tmp_path):
-    config, workdir = run
-    foundation = str(workdir / "teacher_foundation")
-    stage = config.teacher.stages.head.copy_and_resolve_references()
-    stage.teacher.weights, stage.teacher.train_neck = foundation, True
+    config, _ = run
+    stage = config.teacher.head_stage.copy_and_resolve_references()
+    stage.teacher.train_neck = True
     stage.optimizer.learning_rate = 1e-9
     assert train.train(stage, tmp_path / "head") is None
     mesh = sharding.make_mesh(config.mesh)
     pretrained = tasks.load_foundation(stage, mesh)
     student = config.copy_and_resolve_references()
-    student.teacher.weights, student.teacher.train_neck = foundation, True
+    student.teacher.train_neck = True
     student.teacher.head_weights = str(tmp_path / "head")
     _, teacher, _ = place_model(student, Model(tasks.make_task(student), 0), mesh)
     differences = jax.tree.map(
@@ -82,16 +127,11 @@ def test_a_neck_trained_with_the_head_starts_pretrained_and_reaches_the_student(
         place_model(student, Model(tasks.make_task(student), 0), mesh)
 
 
-def test_a_head_of_another_foundation_model_is_refused(run, tmp_path):
+def test_a_head_of_another_foundation_model_is_refused(run, foundation, tmp_path):
     config, workdir = run
     other = config.copy_and_resolve_references()
-    other.teacher.weights, other.seed = str(workdir / "teacher_foundation"), 0
+    other.teacher.weights = str(foundation[1] / "weights")
     other.teacher.head_weights = str(workdir / "teacher_head")
-    shutil.copytree(workdir / "teacher_foundation", tmp_path / "foundation")
-    stage = config.teacher.stages.foundation.copy_and_resolve_references()
-    stage.train.steps = 3
-    assert train.train(stage, tmp_path / "foundation") is None  # one step more: other weights
-    other.teacher.weights = str(tmp_path / "foundation")
     with pytest.raises(checkpoints.CheckpointError, match=r"foundation is '\w+' in the checkpoint"):
         train.train(other, tmp_path / "run")
 

@@ -222,6 +222,11 @@ def place_on_rig(
         "sample_index": sample["sample_index"],
     }
     if with_dense:
+        if "dense_depth_m" not in sample:
+            raise ConfigError(
+                f"sample {sample['sample_id']!r} has no dense truth, but config.task='foundation' "
+                "needs it: only miniature worlds made with config.world.dense_depth=True have it"
+            )
         out["dense_depth_m"] = np.zeros((n, height, width), np.float32)
     if "prepared_images" in sample:
         out["teacher_image"] = np.zeros((n, *sample["prepared_images"].shape[1:]), np.uint8)

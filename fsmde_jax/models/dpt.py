@@ -133,8 +133,27 @@ class DPTConfig(ViTConfig):
         )
 
     @classmethod
+    def dpt_mini(cls) -> "DPTConfig":
+        """DPT-Hybrid's shape at 3.4 million parameters: the shipped one of the miniature world."""
+        return cls(
+            image_size=(160, 160),
+            stem=BiTConfig(
+                embedding_size=16, hidden_sizes=(64, 128, 192), depths=(2, 2, 2), num_groups=8
+            ),
+            hidden_size=192,
+            num_layers=6,
+            num_heads=6,
+            intermediate_size=768,
+            backbone_out_indices=(2, 5),
+            neck_hidden_sizes=(64, 128, 64, 96),
+            reassemble_factors=(1.0, 0.5),
+            fusion_hidden_size=32,
+            head_hidden_size=8,
+        )
+
+    @classmethod
     def dpt_tiny(cls) -> "DPTConfig":
-        """A small one for the demo and tests: 96x160 input, features at a quarter of it."""
+        """The smallest, for tests: 96x160 input, features at a quarter of it."""
         return cls(
             image_size=(96, 160),
             patch_size=16,

@@ -45,6 +45,7 @@ _DPT_FIELDS = (
     *_NECK_FIELDS,
     *("intermediate_size", "backbone_out_indices", "readout_type", "add_projection"),
     "use_bias_in_fusion_residual",
+    "head_hidden_size",  # ours: transformers builds 32 and has no such field
 )
 
 # transformers' defaults where they are not `DPTConfig`'s; config.json leaves out what is default.

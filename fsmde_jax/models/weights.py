@@ -314,16 +314,22 @@ class _SafetensorsFile:
 _JSON_FILES = ("config.json", "preprocessor_config.json")
 _WEIGHTS_FILE = "model.safetensors"
 
+# Checkpoints that come with the package, by name.
+SHIPPED = {"dpt-mini-world": pathlib.Path(__file__).parents[1] / "assets" / "dpt-mini-world"}
+
 
 def _folder(source: str | pathlib.Path, names: Iterable[str]) -> pathlib.Path:
-    """The folder of a local checkpoint, or of a hub repository with these of its files."""
-    path = pathlib.Path(source).expanduser()
+    """The folder of a shipped or local checkpoint, or of a hub repository with these files."""
+    path = SHIPPED.get(str(source), pathlib.Path(source).expanduser())
     if path.is_dir():
         return path
     if path.exists():
         return path.parent
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
-        raise WeightsError(f"{source}: no such file or folder, and no hub id (owner/name)")
+        raise WeightsError(
+            f"{source}: no such file or folder, no hub id (owner/name), and not shipped with "
+            f"fsmde_jax ({', '.join(SHIPPED)})"
+        )
     try:
         return pathlib.Path(snapshot_download(str(source), allow_patterns=list(names)))
     except (OSError, ValueError, hub_errors.HfHubHTTPError) as error:
@@ -354,7 +360,8 @@ def read_dpt_config(source: str | pathlib.Path) -> tuple[DPTConfig, Preprocessin
 
     Args:
         source: a folder with config.json and model.safetensors, such a file with config.json
-            beside it, or a hub id ("Intel/dpt-large"; HF_HUB_OFFLINE and HF_HOME are honoured).
+            beside it, a name in `SHIPPED`, or a hub id ("Intel/dpt-large"; HF_HUB_OFFLINE and
+            HF_HOME are honoured).
     """
     folder = _folder(source, _JSON_FILES)
     config = _read_json(folder / _JSON_FILES[0], hub_config.dpt_config)
@@ -391,8 +398,9 @@ def save_dpt(
     config: DPTConfig,
     preprocessing: Preprocessing,
     state: nnx.State,
+    dtype: np.typing.DTypeLike = np.float32,
 ) -> None:
-    """Writes a float32 checkpoint that `load_dpt`, and transformers, can read."""
+    """Writes a checkpoint that `load_dpt`, and transformers, can read."""
     folder.mkdir(parents=True, exist_ok=True)
     contents = (hub_config.to_json(config), preprocessing.to_hf())
     for name, content in zip(_JSON_FILES, contents, strict=True):
@@ -401,7 +409,7 @@ def save_dpt(
     for path, leaf in nnx.to_flat_state(state):
         key, axes = _foreign_key(".".join(map(str, path)), leaf[...].ndim, table_of(config))
         tensor = np.asarray(jax.device_get(leaf[...])).transpose(np.argsort(axes))
-        tensors[key] = np.array(tensor, np.float32, order="C")
+        tensors[key] = np.array(tensor, dtype, order="C")
     save_file(tensors, folder / _WEIGHTS_FILE)
 
 
