@@ -3,11 +3,11 @@
 loading: memory and time of loading published foundation models (`--models=NAME,NAME`) from
 safetensors files of random values. forward: time of their forward pass beside transformers' torch
 model (needs `pip install -e ".[torch]"`). step: time of a training step of `--config` supervised
-only, with a cached and with an online teacher, on random values. What is compared runs in turns.
+only, with a cached and with an online teacher, on random images (and with
+`--config.teacher.weights=random` a random teacher). What is compared runs in turns.
 Prints Markdown; `--out` also writes it, with the command.
 """
 
-import functools
 import multiprocessing
 import os
 import pathlib
@@ -27,7 +27,7 @@ from absl import app, flags
 from flax import nnx
 from ml_collections import ConfigDict, config_flags
 
-from fsmde_jax import dry_run, sharding, tasks, teacher_targets, train
+from fsmde_jax import dry_run, sharding, tasks, train
 from fsmde_jax.config import default_config
 from fsmde_jax.models import hub_config, weights
 from fsmde_jax.models.dpt import DPT, DPTConfig
@@ -170,10 +170,9 @@ def _medians(runs: dict[str, Callable[[], Any]]) -> dict[str, float]:
 
 def step(config: ConfigDict) -> list[dict[str, str]]:
     """Seconds of a student's training step by where its teacher comes from."""
-    config.teacher.weights = "random"
     runs = {
         "supervised only": _step_run(config, ckd_divergence=0.0, ckd_crossing=0.0, vrkd=0.0),
-        "cached teacher": _step_run(config, cached=True),
+        "cached teacher": _step_run(config, source="cached"),
         "online teacher": _step_run(config),
     }
     for run in runs.values():
@@ -190,25 +189,24 @@ def step(config: ConfigDict) -> list[dict[str, str]]:
     ]
 
 
-def _step_run(config: ConfigDict, cached: bool = False, **objective: float) -> Callable[[], Any]:
+def _step_run(config: ConfigDict, source: str = "online", **objective: float) -> Callable[[], Any]:
     """A call that makes one more step, on a batch of random values."""
     config = config.copy_and_resolve_references()
     config.objective.update(objective)
+    config.teacher.source = source
     mesh, task = sharding.make_mesh(config.mesh), tasks.make_task(config)
     model = Model(task, config.seed)
-    shapes = dry_run.batch_shapes(config, task)
-    if cached:
-        encode = functools.partial(teacher_targets.encode, config, model)
-        shapes |= jax.eval_shape(encode, model.teacher_state, shapes)
+    shapes = dry_run.batch_shapes(config, task, model)
     batch = jax.device_put(_random_batch(shapes), sharding.batch_sharding(mesh))
     frozen, teacher_state, _ = place_model(config, model, mesh)
+    teacher_state = {} if source == "cached" else teacher_state
     train_step = train.make_train_step(config, task, model, mesh)
     state = init_state(*model.init(), train.make_optimizer(config), ema=False)
     state = jax.device_put(state, sharding.replicated(mesh))
 
     def run() -> None:
         nonlocal state
-        state, scalars = train_step(state, frozen, {} if cached else teacher_state, batch)
+        state, scalars = train_step(state, frozen, teacher_state, batch)
         jax.block_until_ready(scalars)
 
     return run

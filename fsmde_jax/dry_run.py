@@ -31,10 +31,8 @@ def report(config: ConfigDict) -> str:
         config.teacher.weights = "random"
     task = tasks.make_task(config)
     model = Model(task, config.seed)
-    batch = batch_shapes(config, task)
-    if config.teacher.source == "cached" and model.teacher_graphdef:
-        encode = functools.partial(teacher_targets.encode, config, model)
-        batch |= jax.eval_shape(encode, model.teacher_state, batch)
+    batch = batch_shapes(config, task, model)
+    if config.teacher.source == "cached":
         model.teacher_state = {}  # its stored outputs take its place
     lines = [f"{config.name}: task {config.task}, {mesh.size} device(s), {dict(mesh.shape)}", ""]
     lines += _modules("trained", model.params)
@@ -46,7 +44,9 @@ def report(config: ConfigDict) -> str:
     return _memory(config, task, model, mesh, batch)
 
 
-def batch_shapes(config: ConfigDict, task: tasks.Task) -> dict[str, jax.ShapeDtypeStruct]:
+def batch_shapes(
+    config: ConfigDict, task: tasks.Task, model: Model
+) -> dict[str, jax.ShapeDtypeStruct]:
     """The fields of `data/pipeline.py` for this config; the prepared size is in its name."""
     height, width = (int(x) // config.data.downscale for x in _prepared_size(config))
     b, n, p = config.data.batch_size, len(config.data.cameras), config.data.points_per_image
@@ -67,7 +67,11 @@ def batch_shapes(config: ConfigDict, task: tasks.Task) -> dict[str, jax.ShapeDty
         fields["teacher_image"] = ((b, n, *prepared_size, 3), jnp.uint8)
     if task.needs_dense_depth:
         fields["dense_depth_m"] = ((b, n, height, width), jnp.float32)
-    return {name: jax.ShapeDtypeStruct(*field) for name, field in fields.items()}
+    batch = {name: jax.ShapeDtypeStruct(*field) for name, field in fields.items()}
+    if config.teacher.source == "cached" and model.teacher_graphdef:
+        encode = functools.partial(teacher_targets.encode, config, model)
+        batch |= jax.eval_shape(encode, model.teacher_state, batch)
+    return batch
 
 
 def _prepared_size(config: ConfigDict) -> list[str]:
