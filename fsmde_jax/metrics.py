@@ -43,16 +43,25 @@ def masked_median(values: Float[Array, "p"], mask: Bool[Array, "p"]) -> Float[Ar
     return jnp.where(count > 0, (low + high) / 2, 1.0)
 
 
+def moments(
+    x: Float[Array, "p"], y: Float[Array, "p"], valid: Bool[Array, "p"]
+) -> tuple[Float[Array, ""], Float[Array, ""], Float[Array, ""], Float[Array, ""]]:
+    """Means of x and y, their covariance and the variance of x, over `valid`."""
+    count = jnp.maximum(jnp.sum(valid), 1)
+    mean = lambda values: jnp.sum(jnp.where(valid, values, 0.0)) / count  # noqa: E731
+    mean_x, mean_y = mean(x), mean(y)
+    x, y = x - mean_x, y - mean_y
+    return mean_x, mean_y, mean(x * y), mean(x * x)
+
+
 def fit_affine(
     inverse_depth: Float[Array, "p"], truth_m: Float[Array, "p"], valid: Bool[Array, "p"]
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """(scale, shift) of least squares: scale * inverse_depth + shift = 1 / truth over `valid`."""
-    count = jnp.maximum(jnp.sum(valid), 1)
-    mean = lambda x: jnp.sum(jnp.where(valid, x, 0.0)) / count  # noqa: E731
     inverse_truth = 1.0 / jnp.where(valid, truth_m, 1.0)
-    x, y = inverse_depth - mean(inverse_depth), inverse_truth - mean(inverse_truth)
-    scale = mean(x * y) / jnp.maximum(mean(x * x), 1e-30)
-    return scale, mean(inverse_truth) - scale * mean(inverse_depth)
+    mean, mean_truth, covariance, variance = moments(inverse_depth, inverse_truth, valid)
+    scale = covariance / jnp.maximum(variance, 1e-30)
+    return scale, mean_truth - scale * mean
 
 
 def depth_of_inverse(

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from fsmde_jax.metrics import sample_bilinear
+from fsmde_jax.metrics import moments, sample_bilinear
 
 
 def sample_at_lidar(
@@ -34,20 +34,19 @@ def silog(
 
 
 def align(
-    inverse_depth: Float[Array, "b h w"],
-    truth_inverse_depth: Float[Array, "b h w"],
-    valid: Bool[Array, "b h w"],
-) -> Float[Array, "b h w"]:
-    """Each image's inverse depth scaled and shifted onto its truth by least squares (MiDaS).
+    inverse_depth: Float[Array, "h w"],
+    truth_inverse_depth: Float[Array, "h w"],
+    valid: Bool[Array, "h w"],
+) -> Float[Array, "h w"]:
+    """An image's inverse depth scaled and shifted onto its truth by least squares (MiDaS).
 
     The scale stays positive, so that far never becomes near.
     """
-    count = jnp.maximum(jnp.sum(valid, axis=(1, 2), keepdims=True), 1)
-    mean = lambda x: jnp.sum(jnp.where(valid, x, 0.0), (1, 2), keepdims=True) / count  # noqa: E731
-    mean_truth = mean(truth_inverse_depth)
-    x, y = inverse_depth - mean(inverse_depth), truth_inverse_depth - mean_truth
-    scale = jnp.maximum(mean(x * y), 1e-6) / jnp.maximum(mean(x * x), 1e-6)
-    return scale * x + mean_truth
+    mean, mean_truth, covariance, variance = moments(
+        inverse_depth.ravel(), truth_inverse_depth.ravel(), valid.ravel()
+    )
+    scale = jnp.maximum(covariance, 1e-6) / jnp.maximum(variance, 1e-6)
+    return scale * (inverse_depth - mean) + mean_truth
 
 
 def affine_invariant_loss(
@@ -64,7 +63,7 @@ def affine_invariant_loss(
     nothing; here the residual is their ratio's logarithm, continued in a line below a quarter.
     """
     truth = jnp.where(valid, truth_inverse_depth, 1.0)
-    ratio = jnp.where(valid, align(inverse_depth, truth, valid) / truth, 1.0)
+    ratio = jnp.where(valid, jax.vmap(align)(inverse_depth, truth, valid) / truth, 1.0)
     residual = jnp.log(jnp.maximum(ratio, 0.25)) + 4.0 * jnp.minimum(ratio - 0.25, 0.0)
     loss = jnp.sum(jnp.abs(residual)) / jnp.maximum(jnp.sum(valid), 1)
     for scale in range(num_scales):
