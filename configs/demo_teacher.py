@@ -51,7 +51,7 @@ def _pretraining(config):
     config.world.varied_rigs = True
     config.optimizer.learning_rate = 1e-3
     config.optimizer.weight_decay = 0.05
-    config.optimizer.clip_norm = 0.3  # at 1.0 and 2.5 times the rate the last ReLU died
+    config.optimizer.clip_norm = 0.3  # at 1.0 and 2.5 times the rate a smaller one died
     config.optimizer.ema_decay = 0.999
     config.objective.foundation_gradient = 0.2
     config.train.steps = 11_500

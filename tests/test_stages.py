@@ -9,7 +9,7 @@ from fsmde_jax import checkpoints, evaluate, sharding, stages, tasks, train
 from fsmde_jax.config import ConfigError
 from fsmde_jax.data.world import WorldError
 from fsmde_jax.models.dpt import DPTConfig
-from fsmde_jax.models.weights import SHIPPED, read_dpt_config
+from fsmde_jax.models.weights import SHIPPED, WeightsError, read_dpt_config
 from fsmde_jax.state import Model, place_model
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
@@ -134,6 +134,14 @@ def test_a_head_of_another_foundation_model_is_refused(run, foundation, tmp_path
     other.teacher.head_weights = str(workdir / "teacher_head")
     with pytest.raises(checkpoints.CheckpointError, match=r"foundation is '\w+' in the checkpoint"):
         train.train(other, tmp_path / "run")
+
+
+def test_a_mistyped_teacher_is_refused_before_anything_is_rendered(run, tmp_path):
+    config = run[0].copy_and_resolve_references()
+    config.teacher.weights, config.data.data_dir = "dpt-mini-wrld", str(tmp_path / "data")
+    with pytest.raises(WeightsError, match=r"dpt-mini-wrld.*dpt-mini-world"):
+        stages.run(config, tmp_path / "run")
+    assert not list(tmp_path.iterdir())
 
 
 def test_another_world_in_the_same_folder_is_refused(run):
