@@ -35,10 +35,12 @@ from array_record.python import array_record_module
 from tensorflow_datasets.core import splits as tfds_splits
 from tqdm import tqdm
 
-from fsmde_jax.data import dgp, prepared
+from fsmde_jax.data import dgp, nuscenes, prepared
+from fsmde_jax.data.recording import RecordingError
 from fsmde_jax.errors import UserError
 
-DATASETS = ("ddad", "world")
+# Which module reads the recordings of a dataset.
+READERS = {"ddad": dgp, "world": dgp, "nuscenes": nuscenes}
 REPORTS_DIR = "scenes"
 _LISTED_SKIPS = 10
 
@@ -116,7 +118,7 @@ def prepare(
 ) -> Summary:
     """Makes `<data_dir>/<dataset>/<config_name>/<version>/`, or continues, or finds it made.
 
-    Raises `PrepareError` or `dgp.DgpError` naming the file at fault; then nothing that looks
+    Raises `PrepareError` or `RecordingError` naming the file at fault; then nothing that looks
     whole is left.
 
     Args:
@@ -173,8 +175,8 @@ def _check_arguments(
     on_error: str,
     name: str,
 ) -> None:
-    if dataset not in DATASETS:
-        raise PrepareError(f"dataset {dataset!r} is unknown; use one of {', '.join(DATASETS)}")
+    if dataset not in READERS:
+        raise PrepareError(f"dataset {dataset!r} is unknown; use one of {', '.join(READERS)}")
     if min(image_size) < 1:
         raise PrepareError(f"image_size {image_size} must be positive (height, width)")
     if image_format not in ("jpeg", "png"):
@@ -189,10 +191,10 @@ def _check_arguments(
 
 def _find_source(dataset: str, source: Path) -> Path:
     try:
-        return dgp.find_dataset_json(source)
+        return READERS[dataset].find(source)
     except FileNotFoundError as error:
         raise PrepareError(
-            f"There is no {dataset} recording in {source}: no JSON file with `scene_splits`. "
+            f"There is no {dataset} recording in {source}: {error}. "
             f"{prepared.raw_data_help(dataset)} Then run: "
             f"python -m fsmde_jax.prepare --dataset={dataset} --source=RAW --data_dir=OUT"
         ) from error
@@ -220,8 +222,9 @@ def _plan(
 ) -> list[SceneTask]:
     """One task a scene and split, each with the name of its shard."""
     tasks = []
-    for split in record["splits"]:
-        scenes = dgp.scene_paths(dataset_json, split)
+    reader = READERS[record["dataset"]]
+    planned = reader.plan(dataset_json, tuple(record["splits"]), directory / "plan")
+    for split, scenes in planned.items():
         if not scenes:
             raise PrepareError(f"{dataset_json}: split {split!r} lists no scenes")
         for number, (scene_id, path) in enumerate(scenes.items()):
@@ -234,7 +237,7 @@ def _plan(
                     scene_id=scene_id,
                     scene_path=path,
                     scene_sha256=_sha256(path) if path.is_file() else None,
-                    num_samples=_num_samples(path),
+                    num_samples=_num_samples(reader, path),
                     on_error=record["on_error"],
                     shard_path=directory / shard,
                     report_path=directory / REPORTS_DIR / f"{split}-{number:05d}.done.json",
@@ -243,15 +246,19 @@ def _plan(
     return tasks
 
 
-def _num_samples(scene_path: Path) -> int:
+def _num_samples(reader: Any, scene_path: Path) -> int:
     try:
-        return len(dgp.Scene(scene_path))
-    except dgp.DgpError:
+        return len(reader.Scene(scene_path))
+    except RecordingError:
         return 0
 
 
 def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    """Of a file, or of the tables in a folder."""
+    digest = hashlib.sha256()
+    for file in sorted(path.glob("*.json")) if path.is_dir() else [path]:
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
 
 
 # The scenes
@@ -384,15 +391,15 @@ def _usable_examples(
     A sample next to a skipped one, or at an end, has no neighbour (-1) on that side.
     """
     try:
-        scene = dgp.Scene(task.scene_path, task.scene_id)
-    except dgp.DgpError as error:
+        scene = READERS[task.dataset].Scene(task.scene_path, task.scene_id)
+    except RecordingError as error:
         _skip(task, report, f"scene {task.scene_id} ({task.split})", error)
         return
     held = None
     for index in range(len(scene)):
         try:
             example = builder.example(scene.sample(index))
-        except dgp.DgpError as error:
+        except RecordingError as error:
             what = f"sample {task.scene_id}/{index:06d} ({task.split})"
             _skip(task, report, what, error)
             example = None
@@ -408,7 +415,7 @@ def _usable_examples(
         yield held
 
 
-def _skip(task: SceneTask, report: dict[str, Any], what: str, error: dgp.DgpError) -> None:
+def _skip(task: SceneTask, report: dict[str, Any], what: str, error: RecordingError) -> None:
     if task.on_error == "stop":
         raise error
     report["skipped"].append({"what": what, "why": str(error)})
@@ -589,7 +596,7 @@ def _write_metadata(
 
 
 def _define_flags() -> None:
-    flags.DEFINE_enum("dataset", None, DATASETS, "Which kind of recording.", required=True)
+    flags.DEFINE_enum("dataset", None, list(READERS), "Which kind of recording.", required=True)
     flags.DEFINE_string("source", None, "The raw recording's folder.", required=True)
     flags.DEFINE_string("data_dir", None, "Where prepared datasets go.", required=True)
     flags.DEFINE_string("image_size", "384x640", "Height x width of the stored images.")

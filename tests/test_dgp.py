@@ -5,7 +5,8 @@ import dgp_fixture
 import numpy as np
 import pytest
 
-from fsmde_jax.data import dgp
+from fsmde_jax.data import dgp, recording
+from fsmde_jax.data.recording import RecordingError
 
 
 @pytest.fixture
@@ -18,14 +19,14 @@ def open_scene(root, scene_id="000000"):
 
 
 def read_everything(root):
-    dataset_json = dgp.find_dataset_json(root)
+    dataset_json = dgp.find(root)
     for split in ("train", "val"):
         for scene_id, path in dgp.scene_paths(dataset_json, split).items():
             scene = dgp.Scene(path, scene_id)
             for sample in map(scene.sample, range(len(scene))):
                 dgp.read_points(sample.lidar)
                 for camera in sample.cameras:
-                    dgp.read_image(camera)
+                    recording.read_image(camera)
 
 
 def test_a_sound_recording_reads_to_its_end(root):
@@ -34,10 +35,10 @@ def test_a_sound_recording_reads_to_its_end(root):
 
 def test_splits_keep_the_order_of_the_file(root):
     dataset_json = root / "tiny.json"
-    assert dgp.find_dataset_json(root) == dataset_json
+    assert dgp.find(root) == dataset_json
     assert list(dgp.scene_paths(dataset_json, "train")) == ["000000", "000001"]
     assert list(dgp.scene_paths(dataset_json, "val")) == ["000002"]
-    with pytest.raises(dgp.DgpError, match=r"no split 'test', there are train, val"):
+    with pytest.raises(RecordingError, match=r"no split 'test', there are train, val"):
         dgp.scene_paths(dataset_json, "test")
 
 
@@ -104,7 +105,7 @@ def test_other_kinds_of_sensor_are_left_out(root):
 def test_broken_input_is_named(root, name):
     fault = dgp_fixture.BREAKS[name]
     path = fault.apply(root)
-    with pytest.raises(dgp.DgpError) as caught:
+    with pytest.raises(RecordingError) as caught:
         read_everything(root)
     assert caught.value.path == path
     assert str(path) in str(caught.value) and fault.says in str(caught.value)
@@ -112,33 +113,33 @@ def test_broken_input_is_named(root, name):
 
 
 def test_errors_survive_the_way_back_from_a_worker(tmp_path):
-    error = pickle.loads(pickle.dumps(dgp.DgpError(tmp_path, "is broken")))
+    error = pickle.loads(pickle.dumps(RecordingError(tmp_path, "is broken")))
     assert error.path == tmp_path and str(error) == f"{tmp_path}: is broken"
 
 
 def test_the_dataset_file_is_found_or_its_absence_explained(root, tmp_path):
-    assert dgp.find_dataset_json(root / "tiny.json") == root / "tiny.json"
+    assert dgp.find(root / "tiny.json") == root / "tiny.json"
     with pytest.raises(FileNotFoundError):
-        dgp.find_dataset_json(tmp_path / "absent")
+        dgp.find(tmp_path / "absent")
     dgp_fixture.write_json(root / "other.json", {"scene_splits": {}})
-    with pytest.raises(dgp.DgpError, match=r"other\.json, tiny\.json"):
-        dgp.find_dataset_json(root)
+    with pytest.raises(RecordingError, match=r"other\.json, tiny\.json"):
+        dgp.find(root)
     (root / "other.json").unlink()
     (root / "tiny.json").write_text('{"scene_splits": {')
-    with pytest.raises(dgp.DgpError, match=r"tiny\.json: not valid JSON"):
-        dgp.find_dataset_json(root)
+    with pytest.raises(RecordingError, match=r"tiny\.json: not valid JSON"):
+        dgp.find(root)
 
 
 def test_two_files_of_one_scene_are_ambiguous(root):
     filenames = ["000000/scene_a.json", "000000/scene_b.json"]
     dgp_fixture.write_json(root / "tiny.json", {"scene_splits": {"0": {"filenames": filenames}}})
-    with pytest.raises(dgp.DgpError, match="two files of scene 000000"):
+    with pytest.raises(RecordingError, match="two files of scene 000000"):
         dgp.scene_paths(root / "tiny.json", "train")
 
 
 def test_real_poses_include_the_extrinsics(shared_dir):
     """The real car stands still, so vehicle pose times extrinsics must be the camera's pose."""
-    dataset_json = dgp.find_dataset_json(shared_dir / "real" / "dgp")
+    dataset_json = dgp.find(shared_dir / "real" / "dgp")
     (path,) = dgp.scene_paths(dataset_json, "val").values()
     scene = dgp.Scene(path)
     assert len(scene) == len(json.loads(path.read_text())["samples"]) == 3
@@ -147,5 +148,5 @@ def test_real_poses_include_the_extrinsics(shared_dir):
         for camera in sample.cameras:
             expected = sample.lidar.world_from_lidar @ camera.vehicle_from_camera
             np.testing.assert_allclose(camera.world_from_camera, expected, atol=2e-3)
-            assert dgp.read_image(camera).size == (1936, 1216)
+            assert recording.read_image(camera).size == (1936, 1216)
         assert dgp.read_points(sample.lidar).shape[1] == 3

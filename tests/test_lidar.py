@@ -2,7 +2,7 @@ import json
 
 import numpy as np
 
-from fsmde_jax.data import dgp, lidar
+from fsmde_jax.data import dgp, lidar, recording
 
 
 def rotate(q, v):
@@ -140,7 +140,7 @@ def test_moving_sensors_far_from_the_origin():
         position = np.array([2000.0, -1500.0, 30.0]) + rng.normal(size=3)
         poses.append((unit.tolist(), position.tolist()))
         world_from_sensor = np.eye(4)
-        world_from_sensor[:3, :3] = dgp.rotation_from_quaternion(unit)
+        world_from_sensor[:3, :3] = recording.rotation_from_quaternion(unit)
         world_from_sensor[:3, 3] = position
         matrices.append(world_from_sensor)
     uv, depth_m = lidar.project_points(points, *matrices, matrix, (30, 48))

@@ -13,12 +13,14 @@ from pathlib import Path
 import dgp_fixture
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 from dgp_fixture import BREAKS, HEIGHT, NUM_SAMPLES, WIDTH
 from PIL import Image
 
 from fsmde_jax import prepare as prepare_module
 from fsmde_jax import rig
-from fsmde_jax.data import dgp, lidar, prepared
+from fsmde_jax.data import dgp, lidar, prepared, recording
+from fsmde_jax.data.recording import RecordingError
 from fsmde_jax.prepare import PrepareError, prepare
 
 SIZE = (15, 24)
@@ -101,7 +103,7 @@ def check_stored(stored, sample):
         assert len(uv) > 10
         np.testing.assert_array_equal(stored["lidar_uv"][here], uv)
         np.testing.assert_array_equal(stored["lidar_depth_m"][here], depth_m.astype(np.float32))
-        np.testing.assert_array_equal(stored["images"][i], np.asarray(dgp.read_image(camera)))
+        np.testing.assert_array_equal(stored["images"][i], np.asarray(recording.read_image(camera)))
         np.testing.assert_array_equal(stored["native_intrinsics"][i], camera.intrinsics)
         np.testing.assert_array_equal(stored["world_from_camera"][i], camera.world_from_camera)
         np.testing.assert_array_equal(stored["vehicle_from_camera"][i], camera.vehicle_from_camera)
@@ -179,19 +181,20 @@ def test_dense_truth_of_the_world_by_nearest_pixel(raw, out):
     run(raw, out, dataset="world")
     assert "dense_depth_m" not in split_of(out, "val", dataset="world")[0]
     np.savez(folder / f"{image.stem}.npz", data=dense[:4])
-    with pytest.raises(dgp.DgpError, match=r"depth/.*npz: `data` is \(4, 48\)"):
+    with pytest.raises(RecordingError, match=r"depth/.*npz: `data` is \(4, 48\)"):
         run(raw, out / "b", dataset="world", dense_depth=True)
 
 
 def test_tfds_builds_the_same_samples_its_own_way(raw, out):
+    from tfds_builders import base
     from tfds_builders.ddad import ddad_dataset_builder as ddad
 
     run(raw, out)
     (raw / "notes.json").unlink()
-    config = ddad.RigConfig(name="15x24", image_size=SIZE)
+    config = base.RigConfig(name="15x24", image_size=SIZE)
     builder = ddad.Builder(config=config, data_dir=out / "tfds")
     assert builder.name == "ddad"
-    config = ddad.tfds.download.DownloadConfig(manual_dir=raw)
+    config = tfds.download.DownloadConfig(manual_dir=raw)
     builder.download_and_prepare(file_format="array_record", download_config=config)
     found = {
         sample["sample_id"].decode(): sample["lidar_uv"]
@@ -244,7 +247,7 @@ def test_what_is_missing_is_said_with_the_next_command(raw, out):
 @pytest.mark.parametrize("name", BREAKS)
 def test_bad_input_stops_with_nothing_that_looks_whole(raw, out, name):
     path = BREAKS[name].apply(raw)
-    with pytest.raises(dgp.DgpError) as caught:
+    with pytest.raises(RecordingError) as caught:
         run(raw, out)
     assert caught.value.path == path
     assert not looks_whole(out) and not list(out.rglob("*.tmp"))
@@ -399,7 +402,7 @@ def test_what_was_skipped_is_tried_again_under_stop(raw, out, monkeypatch):
         interrupt_after(patch, 2)
         with pytest.raises(KeyboardInterrupt):
             run(raw, out, on_error="skip")
-    with pytest.raises(dgp.DgpError) as caught:
+    with pytest.raises(RecordingError) as caught:
         run(raw, out)
     assert caught.value.path == path
 
@@ -420,7 +423,7 @@ def test_leftovers_of_another_configuration_or_source_are_refused(raw, out, tmp_
 def test_a_run_that_finished_no_scene_stands_in_nobodys_way(raw, out):
     fault = BREAKS["image missing"]
     fault.apply(raw)
-    with pytest.raises(dgp.DgpError):
+    with pytest.raises(RecordingError):
         run(raw, out, config_name="mine")
     summary = run(raw, out, config_name="mine", image_size=NATIVE, on_error="skip")
     assert summary.samples["train"] == 5

@@ -1,4 +1,4 @@
-"""LiDAR points to image pixels, by the rule that made DDAD's public ground truth."""
+"""LiDAR points to image pixels, by the rules that made the public ground truth."""
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -10,26 +10,36 @@ def project_points(
     world_from_camera: Float[np.ndarray, "4 4"],
     intrinsics: Float[np.ndarray, "3 3"],
     size: tuple[int, int],
+    rule: str = "dgp",
 ) -> tuple[Int[np.ndarray, "q 2"], Float[np.ndarray, "q"]]:
     """Pixels (column, row) that receive a point and their z-depth in metres, in row-major order.
 
-    The rule of TRI-ML's `dgp`: each sensor's pose at its own instant, z > 0, the pixel by
-    truncation, and the last point in the cloud's order wins a pixel, however far it is.
-    Truncation goes towards zero there (`astype(int)`), so a coordinate in (-1, 0) counts as
-    pixel 0; we follow, although `floor` would leave those points outside. `dgp` drops the
-    skew, which is 0 in DDAD; here it is used.
+    Each sensor's pose is that of its own instant, and the last point in the cloud's order wins a
+    pixel, however far it is.
+
+    "dgp", the rule of TRI-ML's `dgp`: z > 0, the pixel by truncation. That goes towards zero there
+    (`astype(int)`), so a coordinate in (-1, 0) counts as pixel 0; we follow, although `floor` would
+    leave those points outside. `dgp` drops the skew, which is 0 in DDAD; here it is used.
+
+    "nuscenes", the rule of nuscenes-devkit and of the depth maps SurroundDepth makes with it:
+    z > 1 m, more than a pixel inside the image, the pixel by rounding.
 
     Args:
         points_m: the cloud in the LiDAR's frame.
         size: (height, width) of the image in the pixels of `intrinsics`.
+        rule: "dgp" or "nuscenes".
     """
     in_camera_m = _inverse_transform(world_from_camera, _transform(world_from_lidar, points_m))
-    in_camera_m = in_camera_m[in_camera_m[:, 2] > 0]
+    in_camera_m = in_camera_m[in_camera_m[:, 2] > (1.0 if rule == "nuscenes" else 0.0)]
     depth_m = in_camera_m[:, 2]
     with np.errstate(over="ignore"):  # points next to the camera's plane leave every image
         xy = (in_camera_m @ intrinsics.T)[:, :2] / depth_m[:, None]
     height, width = size
-    inside = ((xy > -1) & (xy < (width, height))).all(axis=1)
+    if rule == "nuscenes":
+        inside = ((xy > 1) & (xy < (width - 1, height - 1))).all(axis=1)
+        xy = np.round(xy)
+    else:
+        inside = ((xy > -1) & (xy < (width, height))).all(axis=1)
     uv, depth_m = xy[inside].astype(np.int64), depth_m[inside]
     pixels = uv[:, 1] * width + uv[:, 0]
     _, from_the_end = np.unique(pixels[::-1], return_index=True)

@@ -113,6 +113,12 @@ def raw_data_help(dataset: str) -> str:
             "The miniature world is written by `python -m fsmde_jax.main --config=configs/demo.py` "
             "or by fsmde_jax.data.world.write_world(WorldConfig(), RAW)."
         )
+    if dataset == "nuscenes":
+        return (
+            "Download nuScenes v1.0-mini or v1.0-trainval (non-commercial licence) from "
+            "nuscenes.org and unpack all archives into one folder, RAW, which then holds samples/ "
+            "and v1.0-mini/ or v1.0-trainval/."
+        )
     return (
         "Download the DDAD train+val archive (ddad_train_val, 257 GB, CC BY-NC-SA 4.0) from the "
         "project page of TRI-ML/DDAD on GitHub and unpack it; the folder that holds ddad.json is "

@@ -1,0 +1,1 @@
+"""nuScenes: surround images, calibration and LiDAR."""
