@@ -12,6 +12,8 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 from fsmde_jax.errors import UserError
+from fsmde_jax.metrics import SCALINGS
+from fsmde_jax.protocols import PROTOCOLS
 
 
 class ConfigError(UserError):
@@ -193,7 +195,13 @@ def _train() -> ConfigDict:
 
 def _evaluation() -> ConfigDict:
     evaluation = ConfigDict()
-    evaluation.protocol = "surrounddepth"
+    evaluation.protocol = "surrounddepth"  # or "vfdepth", "packnet" (fsmde_jax/protocols.py)
+    # How predictions meet the truth: "metric", "median_image", "median_camera" or "affine".
+    evaluation.scaling = "metric"
+    evaluation.max_depth_m = 0.0  # where the evaluated range ends; 0: data.max_depth_m
+    # Folder of self-occlusion masks, "estimate" (fsmde_jax/masks.py), or "" for none.
+    evaluation.masks = ""
+    evaluation.flip_average = False  # average disparity with that of the mirror image
     evaluation.references = True  # also measure the trivial predictor and the teacher
     evaluation.pictures = 3  # rings drawn into report/
     evaluation.picture_max_depth_m = 80.0  # end of the one fixed colour range
@@ -235,11 +243,13 @@ def validate(config: ml_collections.ConfigDict) -> None:
             f"config.data.min_depth_m={data.min_depth_m} must be positive and below "
             f"config.data.max_depth_m={data.max_depth_m}"
         )
-    if config.evaluation.protocol != "surrounddepth":
-        raise ConfigError(
-            f"config.evaluation.protocol is {config.evaluation.protocol!r}; "
-            "the only protocol is 'surrounddepth'"
-        )
+    evaluation = {"protocol": tuple(PROTOCOLS), "scaling": SCALINGS}
+    for key, allowed in evaluation.items():
+        if config.evaluation[key] not in allowed:
+            raise ConfigError(
+                f"config.evaluation.{key} is {config.evaluation[key]!r}; use one of "
+                f"{', '.join(allowed)}"
+            )
     for key in ("steps", "log_every", "checkpoint_every"):
         if config.train[key] < 1:
             raise ConfigError(f"config.train.{key} is {config.train[key]}; it must be at least 1")

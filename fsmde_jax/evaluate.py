@@ -1,13 +1,15 @@
-"""Evaluation: `python -m fsmde_jax.evaluate --workdir=RUN` measures a run's newest checkpoint.
+"""Evaluation: `python -m fsmde_jax.evaluate --checkpoint=RUN`, or of anyone's depth maps
+`python -m fsmde_jax.evaluate --config=configs/ddad.py --predictions=DIR`.
 
-Writes `report/results.json`, `report/results.md` and pictures into the run's folder: the student
-per camera, beside two references measured in the same pass, the trivial predictor and the teacher.
+Writes `results.json`, `results.md` and pictures into `--out` (RUN/report by default): the figures
+of a protocol (`fsmde_jax/protocols.py`) with intervals over scenes; for a run's student also, from
+the same pass, those of two references, the trivial predictor and the teacher.
+`python -m fsmde_jax.compare A B` says whether two results differ.
 """
 
-import json
 import pathlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -15,91 +17,255 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 from jax.sharding import Mesh
-from jaxtyping import Array, Float
-from ml_collections import ConfigDict
+from jaxtyping import Array
+from ml_collections import ConfigDict, config_flags
 from tqdm import tqdm
 
-from fsmde_jax import metrics, process, sharding, tasks, visualize
-from fsmde_jax.config import load_config
+from fsmde_jax import config as config_lib
+from fsmde_jax import cross_view, metrics, process, protocols, results, sharding, tasks, visualize
+from fsmde_jax.config import ConfigError
 from fsmde_jax.data import pipeline
+from fsmde_jax.data.prepared import PreparedSplit
 from fsmde_jax.errors import UserError
+from fsmde_jax.masks import ESTIMATE, Masks
+from fsmde_jax.predictions import Predictions
+from fsmde_jax.protocols import Protocol
 from fsmde_jax.state import Model, TrainState, load_trained, place_model
+from fsmde_jax.trivial import trivial_depth
 
-# The trivial predictor's cells, and the bins of its histograms in log depth (3 % wide).
-TRIVIAL_GRID = (96, 160)
-TRIVIAL_BINS = 256
+# A metric prediction this many times too large or small (median) has another unit.
+UNIT_RATIO = 5.0
 
 
 class Predictor(NamedTuple):
-    """A way to depth: batch -> [b n h w], metres or what `metrics.ALIGNMENTS` says of it."""
+    """A way to depth: batch -> [b n h w] in metres, or inverse depth of unknown scale and shift."""
 
     predict: Callable[[dict[str, Array]], Array]
-    alignment: str = "metric"
+    scaling: str = "metric"  # of `metrics.SCALINGS`
+    inverse: bool = False
+
+
+# Measuring
 
 
 def evaluate_split(
-    config: ConfigDict, predictors: dict[str, Predictor], split: str, mesh: Mesh
+    config: ConfigDict,
+    predictors: dict[str, Predictor],
+    split: str,
+    mesh: Mesh,
+    predictions: Predictions | None = None,
 ) -> dict[str, dict]:
-    """Results of each predictor over a split, in one pass: `CameraTable.compute` by name."""
+    """`results.Scores.compute` of each predictor over a split, in one pass.
+
+    Every host adds up what all of them read, so each has the whole.
+    """
     source, cameras = pipeline.open_data(config.data, split)
-    batches = _batches(config, split, mesh)
-    measure = {name: _make_measure(config, p, mesh) for name, p in predictors.items()}
-    tables = {name: metrics.CameraTable.empty(cameras) for name in predictors}
+    protocol = protocols.PROTOCOLS[config.evaluation.protocol]
+    scores = {
+        name: _Scorer(config, predictor, protocol, source, cameras, mesh)
+        for name, predictor in predictors.items()
+    }
+    batches = _batches(config, split, mesh, predictions)
     count = -(-len(source) // config.data.eval_batch_size)
     for batch in tqdm(batches, total=count, desc=f"evaluating {split}", disable=count < 20):
-        for name, predictor in predictors.items():
-            values, valid = jax.device_get(measure[name](predictor.predict(batch), batch))
-            tables[name].add(values, valid)
-    return {name: table.compute() for name, table in tables.items()}
+        for scorer in scores.values():
+            scorer.add(batch)
+    return {name: scorer.compute() for name, scorer in scores.items()}
 
 
-def _batches(config: ConfigDict, split: str, mesh: Mesh) -> Iterator[dict[str, Array]]:
-    """The split once, with what the config's task and teacher need."""
+class _Scorer:
+    """One predictor's figures, batch by batch."""
+
+    def __init__(
+        self,
+        config: ConfigDict,
+        predictor: Predictor,
+        protocol: Protocol,
+        source: PreparedSplit,
+        cameras: tuple[str, ...],
+        mesh: Mesh,
+    ):
+        self.config, self.predictor, self.protocol = config, predictor, protocol
+        self.scenes = list(source.scenes)
+        lengths = list(source.scenes.values())
+        scene_of = np.repeat(np.arange(len(lengths)), lengths)
+        self.scene_of: list[int] = scene_of.tolist()
+        self.scores = results.Scores.empty(cameras, len(self.scenes), protocol)
+        pool_of = np.arange(len(source)) // protocol.pool
+        self.pools = results.Groups(pool_of)
+        # Where one ratio of medians serves several images, their points wait for one another.
+        self.scaled = results.Groups(pool_of if protocol.pool > 1 else scene_of)
+        self.covered = np.zeros(len(cameras), int)
+        self.images = np.zeros(len(cameras), int)
+        self.unit_ratios: list[float] = []
+        # On every device, so that each host can read the whole.
+        everywhere = sharding.replicated(mesh)
+        self._read = jax.jit(self._read_points, out_shardings=everywhere)
+        self._measure = jax.jit(jax.vmap(jax.vmap(self._sums)), out_shardings=everywhere)
+        self._measure_batch = jax.jit(
+            lambda depth_m, batch: jax.vmap(jax.vmap(self._sums))(
+                *self._read_points(depth_m, batch)
+            ),
+            out_shardings=everywhere,
+        )
+        self._cross_view = jax.jit(self._cross_view_of, out_shardings=everywhere)
+        self._replicate = jax.jit(lambda tree: tree, out_shardings=everywhere)
+
+    def add(self, batch: dict[str, Array]) -> None:
+        """Measures a batch."""
+        prediction = self.predictor.predict(batch)
+        small = {name: batch[name] for name in ("sample_index", "camera_mask")}
+        small["covered"] = batch.get("covered", batch["camera_mask"])
+        host = jax.device_get(self._replicate(small))
+        index = host["sample_index"]
+        rows = [row for row in range(len(index)) if index[row] >= 0]
+        self.images += host["camera_mask"][rows].sum(axis=0)
+        self.covered += (host["covered"] & host["camera_mask"])[rows].sum(axis=0)
+        if self.predictor.scaling == "median_camera":
+            points = jax.device_get(self._read(prediction, batch))
+            for row in rows:
+                self._add_waiting(int(index[row]), tuple(array[row] for array in points))
+        else:
+            sums, counts = jax.device_get(self._measure_batch(prediction, batch))
+            for row in rows:
+                self._add_sums(int(index[row]), (sums[row], counts[row]))
+        if self.predictor.scaling == "metric":
+            values, scale = jax.device_get(self._cross_view(prediction, batch))
+            for row in rows:
+                self.scores.add_cross_view(self.scene_of[index[row]], values[row])
+            self.unit_ratios += scale[rows][~np.isnan(scale[rows])].tolist()
+
+    def compute(self) -> dict:
+        """The figures, and how much of the split they cover."""
+        found = self.scores.compute(self.scenes)
+        found["covered"] = {"images": int(self.covered.sum()), "of": int(self.images.sum())}
+        if self.unit_ratios:
+            found["median_scale"] = float(np.median(self.unit_ratios))
+        return found
+
+    def _add_waiting(self, index: int, points: tuple[np.ndarray, ...]) -> None:
+        group = self.scaled.add(index, points)
+        if group is None:
+            return
+        depth_m, truth_m, valid = (np.stack(arrays) for arrays in zip(*group.values(), strict=True))
+        for camera in range(depth_m.shape[1]):
+            used = valid[:, camera]
+            if used.any():
+                ratio = self._median(truth_m[:, camera][used]) / self._median(
+                    depth_m[:, camera][used]
+                )
+                depth_m[:, camera] *= ratio
+        for i, member in enumerate(group):
+            sums, counts = self._measure(depth_m[i][None], truth_m[i][None], valid[i][None])
+            self._add_sums(member, (np.asarray(sums)[0], np.asarray(counts)[0]))
+
+    def _median(self, values: np.ndarray) -> np.floating:
+        if self.protocol.lower_median:
+            return np.partition(values, (len(values) - 1) // 2)[(len(values) - 1) // 2]
+        return np.median(values)
+
+    def _add_sums(self, index: int, sums_and_counts: tuple[np.ndarray, np.ndarray]) -> None:
+        pool = self.pools.add(index, sums_and_counts)
+        if pool is not None:
+            sums, counts = (
+                np.sum(np.stack(arrays).astype(np.float64), axis=0)
+                for arrays in zip(*pool.values(), strict=True)
+            )
+            self.scores.add(self.scene_of[min(pool)], sums, counts)
+
+    # On the devices
+
+    def _limits(self) -> tuple[float, float]:
+        low = self.protocol.min_depth_m
+        return self.config.data.min_depth_m if low is None else low, max_depth_m(self.config)
+
+    def _read_points(self, prediction: Array, batch: dict[str, Array]) -> tuple[Array, ...]:
+        """The prediction at the truth's points, the truth [b n p], and which of them count."""
+        uv, size, truth_m = _truth(batch)
+        corners = self.protocol.align_corners
+        read = lambda *image: metrics.read_at_pixels(*image, corners)  # noqa: E731
+        depth_m = jax.vmap(jax.vmap(read))(prediction.astype(jnp.float32), uv, size)
+        low, high = self._limits()
+        if self.protocol.clamp_first and not self.predictor.inverse:
+            depth_m = jnp.clip(depth_m, low, high)
+        return depth_m, truth_m, (truth_m > low) & (truth_m < high)
+
+    def _sums(self, depth_m: Array, truth_m: Array, valid: Array) -> tuple[Array, Array]:
+        """Of one image's points: scaled by it if so asked, clamped, compared."""
+        depth_m = metrics.scaled(
+            depth_m,
+            truth_m,
+            valid,
+            self.predictor.scaling,
+            self.protocol.lower_median,
+            self.predictor.inverse,
+        )
+        low, high = self._limits()
+        return metrics.error_sums(jnp.clip(depth_m, max(low, 1e-6), high), truth_m, valid)
+
+    def _cross_view_of(self, depth_m: Array, batch: dict[str, Array]) -> tuple[Array, Array]:
+        """[b 2] of `cross_view.NAMES`, and each image's median scale [b n]."""
+        scale = cross_view.median_scale(*self._read_points(depth_m, batch))
+        apart = cross_view.overlap_disagreement(
+            jnp.maximum(depth_m, 1e-3),
+            batch["intrinsics"],
+            batch["image"].shape[2:4],
+            batch["vehicle_from_camera"],
+            batch["neighbour"],
+            batch["neighbour_mask"],
+        )
+        return jnp.stack([cross_view.scale_spread(scale), apart], axis=-1), scale
+
+
+def max_depth_m(config: ConfigDict) -> float:
+    """Where the evaluated range ends."""
+    return config.evaluation.max_depth_m or config.data.max_depth_m
+
+
+def _truth(batch: dict[str, Array]) -> tuple[Array, Array, Array]:
+    """Pixels [b n p 2], their image's size [b n 2] and depths [b n p], 0 where there is none.
+
+    Of every pixel if truth is dense, else of LiDAR.
+    """
+    if "dense_depth_m" not in batch:
+        return batch["lidar_uv"], batch["native_size"], batch["lidar_depth_m"]
+    b, n, height, width = batch["dense_depth_m"].shape
+    row, column = jnp.mgrid[:height, :width]
+    uv = jnp.stack([column, row], axis=-1).reshape(-1, 2)
+    depth_m = batch["dense_depth_m"].reshape(b, n, -1)
+    size = jnp.broadcast_to(jnp.array([height, width]), (b, n, 2))
+    return jnp.broadcast_to(uv, (b, n, *uv.shape)), size, depth_m
+
+
+def _batches(
+    config: ConfigDict, split: str, mesh: Mesh, predictions: Predictions | None = None
+) -> Iterator[dict[str, Array]]:
+    """The split once, with what the config's task, teacher and protocol need."""
+    source, _ = pipeline.open_data(config.data, split)
+    changes = [predictions.add] if predictions else []
+    if protocols.PROTOCOLS[config.evaluation.protocol].truth == "prepared":
+        changes.append(protocols.at_prepared_size)
+    if config.evaluation.masks == ESTIMATE:
+        changes.append(Masks.estimate(source).hide_own_car)
+    elif config.evaluation.masks:
+        changes.append(Masks.read(pathlib.Path(config.evaluation.masks), source).hide_own_car)
+
+    def change(sample: dict) -> dict:
+        for step in changes:
+            sample = step(sample)
+        return sample
+
     return pipeline.eval_batches(
         config.data,
         split,
         sharding.batch_sharding(mesh),
-        with_dense=tasks.make_task(config).needs_dense_depth,
-        with_prepared=config.teacher.image == "prepared",
+        with_dense=predictions is None and tasks.make_task(config).needs_dense_depth,
+        with_prepared=predictions is None and config.teacher.image == "prepared",
+        change=change,
     )
 
 
-def _truth(batch: dict[str, Array]) -> tuple[Array, Array]:
-    """Positions [b n p 2] and depths [b n p]: of every pixel if truth is dense, else of LiDAR."""
-    if "dense_depth_m" not in batch:
-        return batch["lidar_xy"], batch["lidar_depth_m"]
-    b, n, height, width = batch["dense_depth_m"].shape
-    y, x = jnp.mgrid[:height, :width]
-    xy = jnp.stack([x, y], axis=-1).reshape(-1, 2) + 0.5
-    depth_m = batch["dense_depth_m"].reshape(b, n, -1)
-    return jnp.broadcast_to(xy, (b, n, *xy.shape)), depth_m
-
-
-def _make_measure(config: ConfigDict, predictor: Predictor, mesh: Mesh) -> Callable:
-    def measure(depth_m, batch):
-        return metrics.batch_metrics(
-            depth_m,
-            *_truth(batch),
-            batch["image"].shape[2:4],
-            config.data.min_depth_m,
-            config.data.max_depth_m,
-            predictor.alignment,
-        )
-
-    # On every device, so that each host can read the whole.
-    return jax.jit(measure, out_shardings=sharding.replicated(mesh))
-
-
-def evaluate_state(
-    config: ConfigDict, task: tasks.Task, model: Model, state: TrainState, frozen: Any, mesh: Mesh
-) -> dict:
-    """The evaluation split's results of a training state (its moving average if there is one)."""
-    predict = make_predict(task, model)
-    params = state.ema or state.params
-    predictor = Predictor(
-        lambda batch: predict(params, state.batch_stats, frozen, batch), task.alignment
-    )
-    return evaluate_split(config, {"model": predictor}, config.data.eval_split, mesh)["model"]
+# What is measured
 
 
 def make_predict(task: tasks.Task, model: Model) -> Callable:
@@ -111,53 +277,64 @@ def make_predict(task: tasks.Task, model: Model) -> Callable:
     )
 
 
-def trivial_depth(config: ConfigDict, cameras: tuple[str, ...]) -> Float[np.ndarray, "n h w"]:
-    """Per camera and cell of `TRIVIAL_GRID`, the median LiDAR depth of the training split.
+def _predictor(
+    config: ConfigDict, task: tasks.Task, predict: Callable[[dict[str, Array]], Array]
+) -> Predictor:
+    if config.evaluation.flip_average:
+        predict = _flip_averaged(predict, task.predicts_inverse)
+    scaling = "affine" if task.predicts_inverse else config.evaluation.scaling
+    return Predictor(predict, scaling, task.predicts_inverse)
 
-    The median is read from histograms in log depth, so memory does not grow with the dataset;
-    a cell without points takes the median of the smallest block of cells around it that has some.
-    """
-    source, _ = pipeline.open_data(config.data, config.data.train_split)
-    rows, columns = TRIVIAL_GRID
-    log_range = np.log([config.data.min_depth_m, config.data.max_depth_m])
-    counts = np.zeros((len(cameras), rows, columns, TRIVIAL_BINS), np.uint32)
-    for index in tqdm(range(len(source)), desc="trivial predictor", disable=len(source) < 500):
-        sample = source[index]
-        ends = np.cumsum(sample["lidar_counts"])
-        for i, name in enumerate(sample["camera_names"]):
-            points = slice(ends[i] - sample["lidar_counts"][i], ends[i])
-            height, width = sample["native_sizes"][i]
-            column, row = ((sample["lidar_uv"][points] + 0.5) * [columns / width, rows / height]).T
-            depth_m = sample["lidar_depth_m"][points]
-            place = (np.log(depth_m) - log_range[0]) / (log_range[1] - log_range[0]) * TRIVIAL_BINS
-            inside = (place >= 0) & (place < TRIVIAL_BINS)
-            at = (row[inside].astype(int), column[inside].astype(int), place[inside].astype(int))
-            np.add.at(counts[cameras.index(name)], at, 1)
-    return np.exp(log_range[0] + _medians(counts) * (log_range[1] - log_range[0])).astype(
-        np.float32
+
+def _flip_averaged(predict: Callable, inverse: bool) -> Callable:
+    """The mean of disparity of an image and of its mirror image (monodepth's post-processing)."""
+
+    @jax.jit
+    def mirror(batch: dict[str, Array]) -> dict[str, Array]:
+        mirrored = {
+            name: jnp.flip(batch[name], axis=3)
+            for name in ("image", "teacher_image")
+            if name in batch
+        }
+        k = batch["intrinsics"]
+        k = k.at[..., 0, 2].set(batch["image"].shape[3] - k[..., 0, 2]).at[..., 0, 1].multiply(-1)
+        return {**batch, **mirrored, "intrinsics": k}
+
+    def both(batch: dict[str, Array]) -> Array:
+        one, other = predict(batch), jnp.flip(predict(mirror(batch)), axis=3)
+        return (one + other) / 2 if inverse else 2 / (1 / one + 1 / other)
+
+    return both
+
+
+def evaluate_state(
+    config: ConfigDict, task: tasks.Task, model: Model, state: TrainState, frozen: Any, mesh: Mesh
+) -> dict:
+    """The evaluation split's results of a training state (its moving average if there is one)."""
+    predict = make_predict(task, model)
+    params = state.ema or state.params
+    predictor = _predictor(
+        config, task, lambda batch: predict(params, state.batch_stats, frozen, batch)
     )
+    return evaluate_split(config, {"model": predictor}, config.data.eval_split, mesh)["model"]
 
 
-def _medians(counts: np.ndarray) -> np.ndarray:
-    """Medians of histograms in [0, 1], coarser blocks filling cells that are empty."""
-    median = np.full(counts.shape[:3], np.nan)
-    block = 1
-    while np.isnan(median).any() and block <= max(counts.shape[1:3]):
-        n, rows, columns, bins = counts.shape
-        padded = np.pad(counts, ((0, 0), (0, -rows % block), (0, -columns % block), (0, 0)))
-        blocks = padded.reshape(n, -(-rows // block), block, -(-columns // block), block, bins)
-        cumulative = np.cumsum(blocks.sum(axis=(2, 4)), axis=-1)
-        total = cumulative[..., -1:]
-        middle = (np.argmax(cumulative * 2 >= total, axis=-1) + 0.5) / bins
-        middle = np.where(total[..., 0] > 0, middle, np.nan)
-        filled = middle.repeat(block, axis=1).repeat(block, axis=2)[:, :rows, :columns]
-        median = np.where(np.isnan(median), filled, median)
-        block *= 2
-    return np.nan_to_num(median, nan=0.5)
+def evaluate_run(
+    config: ConfigDict,
+    workdir: pathlib.Path,
+    out: pathlib.Path | None = None,
+    on: ConfigDict | None = None,
+) -> dict[str, dict]:
+    """Measures a run's newest checkpoint, or the model its config names; writes a report.
 
+    Args:
+      config: the run's own.
+      workdir: its folder.
+      out: where the report goes; None is `workdir/report`.
+      on: takes `data` and `evaluation` from this config instead of the run's.
 
-def evaluate_run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, dict]:
-    """Measures a run's newest checkpoint, or the model it names; writes and returns results."""
+    Returns the figures by method.
+    """
     mesh = sharding.make_mesh(config.mesh)
     task = tasks.make_task(config)
     model = Model(task, config.seed)
@@ -168,20 +345,39 @@ def evaluate_run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, dict]:
     else:
         params, batch_stats = load_trained(config, model, workdir, identity)
     params, batch_stats = jax.device_put((params, batch_stats), sharding.replicated(mesh))
+    if on is not None:
+        config = config.copy_and_resolve_references()
+        config.data, config.evaluation = on.data, on.evaluation
 
     predict = make_predict(task, model)
     predictors = {
-        config.task: Predictor(
-            lambda batch: predict(params, batch_stats, frozen, batch), task.alignment
+        config.task: _predictor(
+            config, task, lambda batch: predict(params, batch_stats, frozen, batch)
         )
     }
     if config.evaluation.references:
         predictors |= _references(config, model, teacher_state)
-    results = evaluate_split(config, predictors, config.data.eval_split, mesh)
-    if jax.process_index() == 0:
-        write_report(config, results, workdir / "report")
-    _draw(config, predictors[config.task], workdir / "report", mesh)
-    return results
+    return _report(config, predictors, out or workdir / "report", mesh)
+
+
+def evaluate_predictions(
+    config: ConfigDict, predictions: Predictions, out: pathlib.Path
+) -> dict[str, dict]:
+    """Measures depth maps from files on the config's data; writes a report.
+
+    Raises `ConfigError` if metric ones are so far off that they must have another unit, after
+    the report is written.
+    """
+    mesh = sharding.make_mesh(config.mesh)
+    predictor = Predictor(lambda batch: batch["prediction"], config.evaluation.scaling)
+    found = _report(config, {"predictions": predictor}, out, mesh, predictions)
+    scale = found["predictions"].get("median_scale", 1.0)
+    if not 1 / UNIT_RATIO < scale < UNIT_RATIO and not predictions.skip:
+        raise ConfigError(
+            f"the median of prediction / LiDAR is {scale:.3g}: the predictions have another unit "
+            "than --unit_m says, or no scale at all (--scaling=median_image, or affine)"
+        )
+    return found
 
 
 def _references(config: ConfigDict, model: Model, teacher_state: Any) -> dict[str, Predictor]:
@@ -190,7 +386,8 @@ def _references(config: ConfigDict, model: Model, teacher_state: Any) -> dict[st
     trivial = jnp.asarray(trivial_depth(config, cameras))
     references = {
         "trivial": Predictor(
-            lambda batch: jnp.broadcast_to(trivial, (batch["image"].shape[0], *trivial.shape))
+            lambda batch: jnp.broadcast_to(trivial, (batch["image"].shape[0], *trivial.shape)),
+            config.evaluation.scaling,
         )
     }
     if model.teacher_graphdef:
@@ -199,34 +396,87 @@ def _references(config: ConfigDict, model: Model, teacher_state: Any) -> dict[st
         def teacher_depth(state, batch):
             return model.merge_teacher(state)(*tasks.teacher_inputs(batch)).depth_m
 
+        scaling = config.evaluation.scaling
         references["teacher"] = Predictor(
-            lambda batch: teacher_depth(teacher_state, batch), alignment="median"
+            lambda batch: teacher_depth(teacher_state, batch),
+            "median_image" if scaling == "metric" else scaling,
         )
     return references
 
 
-def write_report(config: ConfigDict, results: dict[str, dict], folder: pathlib.Path) -> None:
-    """results.json for programs and results.md for people."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n")
-    (folder / "results.md").write_text(describe(config, results) + "\n")
+# The report
 
 
-def describe(config: ConfigDict, results: dict[str, dict]) -> str:
-    """The table and what was measured."""
-    truth = f"protocol {config.evaluation.protocol}, native LiDAR pixels"
-    scale = "metric, but the teacher is median-scaled per image"
-    if config.task == "foundation":
-        truth = "dense truth at the size of the student's image"
-        scale = "scale and shift of inverse depth fitted to each image's truth"
-    return (
-        f"{config.name}: split {config.data.eval_split!r} of {config.data.dataset!r}, {truth}, "
-        f"{config.data.min_depth_m:g} to {config.data.max_depth_m:g} m; {scale}.\n\n"
-        + metrics.format_table(results)
+def _report(
+    config: ConfigDict,
+    predictors: dict[str, Predictor],
+    out: pathlib.Path,
+    mesh: Mesh,
+    predictions: Predictions | None = None,
+) -> dict[str, dict]:
+    found = evaluate_split(config, predictors, config.data.eval_split, mesh, predictions)
+    for name, predictor in predictors.items():
+        found[name]["scaling"] = predictor.scaling
+    if jax.process_index() == 0:
+        results.write(out, about(config, found), found)
+    _draw(config, next(iter(predictors.values())), out, mesh, predictions)
+    return found
+
+
+def about(config: ConfigDict, methods: dict[str, dict]) -> dict[str, Any]:
+    """What was measured and how: `settings`, which must agree to compare, and in words."""
+    evaluation = config.evaluation
+    protocol = protocols.PROTOCOLS[evaluation.protocol]
+    first = next(iter(methods.values()))
+    dense = config.task == "foundation"
+    settings = {
+        "dataset": config.data.dataset,
+        "split": config.data.eval_split,
+        "protocol": protocol.name,
+        "average": protocol.average,
+        "truth": "dense" if dense else protocol.truth,
+        "scaling": first["scaling"],
+        "max_depth_m": max_depth_m(config),
+        "masks": evaluation.masks,
+    }
+    low = config.data.min_depth_m if protocol.min_depth_m is None else protocol.min_depth_m
+    truth = {
+        "dense": "dense truth at the size of the student's image",
+        "native": "LiDAR at native pixels",
+        "prepared": "LiDAR at pixels of the prepared size",
+    }[settings["truth"]]
+    scalings = "; ".join(f"{name} {_SCALING_TEXT[m['scaling']]}" for name, m in methods.items())
+    covered = first["covered"]
+    masks = f"own car left out by masks ({evaluation.masks})" if evaluation.masks else "no masks"
+    text = (
+        f"{config.name} on {config.data.dataset} {config.data.eval_split}, protocol "
+        f"{protocol.name}: {truth}, {low:g} to {max_depth_m(config):g} m, {masks}"
+        f"{', averaged with the mirror image' if evaluation.flip_average else ''}; {scalings}. "
+        f"Covers {covered['images']} of {covered['of']} images in {len(first['scenes'])} scenes"
     )
+    return {"settings": settings, "scenes": len(first["scenes"]), "text": text}
 
 
-def _draw(config: ConfigDict, predictor: Predictor, folder: pathlib.Path, mesh: Mesh) -> None:
+_SCALING_TEXT = {
+    "metric": "in metres as predicted",
+    "median_image": "scaled by each image's median",
+    "median_camera": "scaled by each camera's median (of a scene or pool)",
+    "affine": "scale and shift of inverse depth fitted to each image",
+}
+
+
+def summary(config: ConfigDict, methods: dict[str, dict]) -> str:
+    """For the terminal: what was measured, and its tables without scenes."""
+    return results.describe(about(config, methods), methods, scenes=False)
+
+
+def _draw(
+    config: ConfigDict,
+    predictor: Predictor,
+    folder: pathlib.Path,
+    mesh: Mesh,
+    predictions: Predictions | None,
+) -> None:
     """Pictures of evenly spaced samples: image, LiDAR, prediction of every camera."""
     if not config.evaluation.pictures:
         return
@@ -234,7 +484,7 @@ def _draw(config: ConfigDict, predictor: Predictor, folder: pathlib.Path, mesh: 
     count = min(config.evaluation.pictures, len(source))
     wanted = set(np.linspace(0, len(source) - 1, count).round().astype(int).tolist())
     replicate = jax.jit(lambda tree: tree, out_shardings=sharding.replicated(mesh))
-    for batch in _batches(config, config.data.eval_split, mesh):
+    for batch in _batches(config, config.data.eval_split, mesh, predictions):
         batch = {**batch, "depth_m": _in_metres(config, predictor, batch)}
         host = jax.device_get(replicate(batch))
         for i, index in enumerate(host["sample_index"].tolist()):
@@ -247,33 +497,71 @@ def _draw(config: ConfigDict, predictor: Predictor, folder: pathlib.Path, mesh: 
 
 
 def _in_metres(config: ConfigDict, predictor: Predictor, batch: dict[str, Array]) -> Array:
-    """The prediction, or what an affine prediction becomes by each image's alignment."""
-    prediction, (xy, truth_m) = predictor.predict(batch), _truth(batch)
-    if predictor.alignment != "affine":
+    """The prediction, or what an inverse prediction becomes by each image's alignment."""
+    prediction = predictor.predict(batch)
+    if not predictor.inverse:
         return prediction
-    size = batch["image"].shape[2:4]
-    limits = (config.data.min_depth_m, config.data.max_depth_m)
+    limits = (config.data.min_depth_m, max_depth_m(config))
 
-    def aligned(inverse_depth, xy, truth_m):
-        at_points = metrics.sample_bilinear(inverse_depth, xy, size)
+    def aligned(inverse_depth, uv, size, truth_m):
+        at_points = metrics.read_at_pixels(inverse_depth, uv, size)
         valid = (truth_m > limits[0]) & (truth_m < limits[1])
         scale, shift = metrics.fit_affine(at_points, truth_m, valid)
         return metrics.depth_of_inverse(scale * inverse_depth + shift, *limits)
 
-    return jax.vmap(jax.vmap(aligned))(prediction, xy, truth_m)
+    return jax.vmap(jax.vmap(aligned))(prediction, *_truth(batch))
 
 
-def main(_) -> None:
-    """Reads the run's own config and measures its newest checkpoint."""
+# The command
+
+
+def _define_flags() -> None:
+    config_flags.DEFINE_config_file("config", None, "Data to evaluate on.", lock_config=True)
+    flags.DEFINE_string("checkpoint", None, "Folder of a run of fsmde_jax.main.")
+    flags.DEFINE_string("predictions", None, "Folder of depth maps (fsmde_jax/predictions.py).")
+    flags.DEFINE_float("unit_m", None, "Metres of a value of 1 in --predictions.")
+    flags.DEFINE_enum("protocol", None, list(protocols.PROTOCOLS), "Instead of the config's.")
+    flags.DEFINE_enum("scaling", None, metrics.SCALINGS, "Instead of the config's.")
+    flags.DEFINE_float("max_depth_m", None, "Where the evaluated range ends.")
+    flags.DEFINE_string("masks", None, "Folder of self-occlusion masks, or 'estimate'.")
+    flags.DEFINE_bool("flip_average", None, "Average with the prediction of the mirror image.")
+    flags.DEFINE_enum("on_error", "stop", ("stop", "skip"), "What a bad prediction leads to.")
+    flags.DEFINE_string("out", None, "Folder of the report; RUN/report, or DIR/report.")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Reads the run's own config, or measures predictions on the data of `--config`."""
     process.set_up()
-    workdir = pathlib.Path(flags.FLAGS.workdir)
+    values = flags.FLAGS
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected argument {argv[1]!r}; options start with --")
+    if (values.checkpoint is None) == (values.predictions is None):
+        raise app.UsageError("give --checkpoint=RUN or --predictions=DIR (with --config)")
+    if values.predictions and not values.config:
+        raise app.UsageError("--predictions needs --config, whose `data` says what they are of")
     try:
-        config = load_config(workdir)
-        print(describe(config, evaluate_run(config, workdir)))
+        print(_run(values))
     except UserError as error:
         sys.exit(f"error: {error}")
 
 
+def _run(values: flags.FlagValues) -> str:
+    folder = pathlib.Path(values.checkpoint or values.predictions)
+    out = pathlib.Path(values.out) if values.out else folder / "report"
+    config = config_lib.load_config(folder) if values.checkpoint else values.config
+    on = values.config or config
+    for key in ("protocol", "scaling", "max_depth_m", "masks", "flip_average"):
+        if getattr(values, key) is not None:
+            on.evaluation[key] = getattr(values, key)
+    config_lib.validate(on)
+    if values.checkpoint:
+        found = evaluate_run(config, folder, out, on if values.config else None)
+    else:
+        predictions = Predictions(folder, values.unit_m, skip=values.on_error == "skip")
+        found = evaluate_predictions(config, predictions, out)
+    return f"{summary(config, found)}\n\nReport and pictures: {out}"
+
+
 if __name__ == "__main__":
-    flags.DEFINE_string("workdir", None, "Folder of a run of fsmde_jax.main.", required=True)
+    _define_flags()
     app.run(main)

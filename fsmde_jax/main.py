@@ -38,7 +38,7 @@ def run(config: config_lib.ConfigDict) -> None:
     if interrupted := stages.run(config, workdir):
         sys.exit(128 + interrupted)  # the shell's convention for a signal
     results = evaluate.evaluate_run(config, workdir)
-    print(f"\n{evaluate.describe(config, results)}\n\nReport and pictures: {workdir / 'report'}")
+    print(f"\n{evaluate.summary(config, results)}\n\nReport and pictures: {workdir / 'report'}")
 
 
 if __name__ == "__main__":

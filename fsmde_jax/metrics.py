@@ -1,23 +1,51 @@
-"""Depth metrics: per image on the device, summed per camera on the host, exact over batches.
+"""Depth metrics: sums of errors over an image's points on the device, exact to merge.
 
-Protocol `surrounddepth` (SurroundDepth, SSDepth): the prediction is resized bilinearly to the
-native resolution (half-pixel centres) and compared with the native LiDAR pixels; valid is
-min_depth < truth < max_depth; predictions are clamped to that range; metrics are computed per
-image, averaged per camera over images, then over cameras without weights.
+Which points count, how a prediction is read at them and what is averaged over what is the
+protocol's (`fsmde_jax/protocols.py`); sums are merged in `fsmde_jax/results.py`.
 """
-
-import dataclasses
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
-# How a prediction meets the truth: as it is; times the image's ratio of medians; or, for relative
-# inverse depth, by the scale and shift of least squares on the image's inverse truth (MiDaS).
-ALIGNMENTS = ("metric", "median", "affine")
+# How a prediction meets the truth: as it is; times the ratio of medians of the image, or of the
+# camera's images of a scene (or of the protocol's pool); or by the scale and shift of inverse depth
+# that fit the image's truth best (least squares, MiDaS).
+SCALINGS = ("metric", "median_image", "median_camera", "affine")
 
 NAMES = ("abs_rel", "sq_rel", "rmse_m", "rmse_log", "delta1", "delta2", "delta3")
+
+# Lower ends of the ranges of true depth that tables tell apart; the last one is open.
+RANGES_M = (0.0, 20.0, 40.0, 80.0)
+
+
+def read_at_pixels(
+    values: Float[Array, "h w"],
+    uv: Int[Array, "p 2"],
+    size: Int[Array, "2"],
+    align_corners: bool = False,
+) -> Float[Array, "p"]:
+    """What a bilinear resize of a map to `size` (height, width) has at pixels (column, row).
+
+    Equal to torch's `interpolate` without computing the pixels in between. Places are ratios of
+    integers, so they do not lose digits however large the image is.
+    """
+    corners = []
+    for axis, pixels in ((0, uv[:, 1]), (1, uv[:, 0])):
+        small, large = values.shape[axis], size[axis]
+        if align_corners:
+            numerator, denominator = pixels * (small - 1), jnp.maximum(large - 1, 1)
+        else:
+            numerator, denominator = (2 * pixels + 1) * small - large, 2 * large
+        numerator = jnp.clip(numerator, 0, denominator * (small - 1))
+        low = numerator // denominator
+        part = (numerator - low * denominator) / denominator
+        corners.append((low, jnp.minimum(low + 1, small - 1), part.astype(values.dtype)))
+    (top, bottom, down), (left, right, along) = corners
+    upper = values[top, left] * (1 - along) + values[top, right] * along
+    lower = values[bottom, left] * (1 - along) + values[bottom, right] * along
+    return upper * (1 - down) + lower * down
 
 
 def sample_bilinear(
@@ -34,12 +62,17 @@ def sample_bilinear(
     return jax.scipy.ndimage.map_coordinates(depth_map, [y, x], order=1, mode="nearest")
 
 
-def masked_median(values: Float[Array, "p"], mask: Bool[Array, "p"]) -> Float[Array, ""]:
-    """Median over `mask`; the mean of the two middle values for an even count."""
+def masked_median(
+    values: Float[Array, "p"], mask: Bool[Array, "p"], lower: bool = False
+) -> Float[Array, ""]:
+    """Median over `mask`, 1 where that is empty.
+
+    For an even count the mean of the two middle values, or the lower of them.
+    """
     ordered = jnp.sort(jnp.where(mask, values, jnp.inf))
     count = jnp.sum(mask)
     low = ordered[jnp.maximum(count - 1, 0) // 2]
-    high = ordered[count // 2 % values.shape[0]]
+    high = low if lower else ordered[count // 2 % values.shape[0]]
     return jnp.where(count > 0, (low + high) / 2, 1.0)
 
 
@@ -71,107 +104,75 @@ def depth_of_inverse(
     return 1.0 / jnp.clip(inverse_depth, 1.0 / max_depth_m, 1.0 / min_depth_m)
 
 
-def image_metrics(
+def scaled(
     depth_m: Float[Array, "p"],
-    lidar_depth_m: Float[Array, "p"],
-    min_depth_m: float,
-    max_depth_m: float,
-    alignment: str = "metric",
-) -> tuple[Float[Array, "m"], Bool[Array, ""]]:
-    """The metrics of `NAMES` over one image's LiDAR pixels, and whether there were any.
+    truth_m: Float[Array, "p"],
+    valid: Bool[Array, "p"],
+    scaling: str,
+    lower_median: bool = False,
+    inverse: bool = False,
+) -> Float[Array, "p"]:
+    """An image's predictions at its points, brought to metres by what `valid` truth says.
 
     Args:
-      depth_m: predictions at the LiDAR pixels.
-      lidar_depth_m: truth; 0 pads.
-      min_depth_m, max_depth_m: between which the truth is valid; predictions are clamped.
-      alignment: one of `ALIGNMENTS`.
+      scaling: "metric", "median_image" or "affine" of `SCALINGS`.
+      inverse: predictions are of inverse depth; only for "affine".
     """
-    valid = (lidar_depth_m > min_depth_m) & (lidar_depth_m < max_depth_m)
-    if alignment == "median":
-        ratio = masked_median(lidar_depth_m, valid) / masked_median(depth_m, valid)
-        depth_m = depth_m * ratio
-    elif alignment == "affine":
-        scale, shift = fit_affine(depth_m, lidar_depth_m, valid)
-        depth_m = depth_of_inverse(scale * depth_m + shift, min_depth_m, max_depth_m)
-    depth_m = jnp.clip(depth_m, min_depth_m, max_depth_m)
-    truth = jnp.where(valid, lidar_depth_m, 1.0)
-    depth_m = jnp.where(valid, depth_m, 1.0)
-    count = jnp.maximum(jnp.sum(valid), 1)
-
-    def mean(values):
-        return jnp.sum(jnp.where(valid, values, 0.0)) / count
-
-    error = depth_m - truth
-    ratio = jnp.maximum(depth_m / truth, truth / depth_m)
-    values = [
-        mean(jnp.abs(error) / truth),
-        mean(error**2 / truth),
-        jnp.sqrt(mean(error**2)),
-        jnp.sqrt(mean((jnp.log(depth_m) - jnp.log(truth)) ** 2)),
-        *(mean((ratio < 1.25**power).astype(jnp.float32)) for power in (1, 2, 3)),
-    ]
-    return jnp.stack(values), jnp.any(valid)
+    if scaling == "median_image":
+        return depth_m * median_ratio(depth_m, truth_m, valid, lower_median)
+    if scaling == "affine":
+        if not inverse:
+            depth_m = 1.0 / jnp.maximum(depth_m, 1e-6)
+        scale, shift = fit_affine(depth_m, truth_m, valid)
+        return 1.0 / jnp.maximum(scale * depth_m + shift, 1e-6)
+    return depth_m
 
 
-def batch_metrics(
-    depth_m: Float[Array, "b n h w"],
-    lidar_xy: Float[Array, "b n p 2"],
-    lidar_depth_m: Float[Array, "b n p"],
-    size: tuple[int, int],
-    min_depth_m: float,
-    max_depth_m: float,
-    alignment: str = "metric",
-) -> tuple[Float[Array, "b n m"], Bool[Array, "b n"]]:
-    """`image_metrics` of every image of a batch; `lidar_xy` in pixels of an image of `size`."""
-
-    def one_image(depth_map, xy, truth):
-        at_points = sample_bilinear(depth_map, xy, size)
-        return image_metrics(at_points, truth, min_depth_m, max_depth_m, alignment)
-
-    return jax.vmap(jax.vmap(one_image))(depth_m, lidar_xy, lidar_depth_m)
+def median_ratio(
+    depth_m: Float[Array, "p"],
+    truth_m: Float[Array, "p"],
+    valid: Bool[Array, "p"],
+    lower_median: bool = False,
+) -> Float[Array, ""]:
+    """The median of the truth over that of the prediction."""
+    predicted = masked_median(depth_m, valid, lower_median)
+    return masked_median(truth_m, valid, lower_median) / predicted
 
 
-@dataclasses.dataclass
-class CameraTable:
-    """Sums of per-image metrics for each camera; `merge` is exact over batches and hosts."""
+def error_sums(
+    depth_m: Float[Array, "p"], truth_m: Float[Array, "p"], valid: Bool[Array, "p"]
+) -> tuple[Float[Array, "r 7"], Float[Array, "r"]]:
+    """Sums of errors and numbers of points in each of `RANGES_M`, over `valid`.
 
-    cameras: tuple[str, ...]
-    sums: Float[np.ndarray, "n m"]
-    counts: Float[np.ndarray, "n"]
-
-    @classmethod
-    def empty(cls, cameras: tuple[str, ...]) -> "CameraTable":
-        """A table that has seen no image."""
-        return cls(cameras, np.zeros((len(cameras), len(NAMES))), np.zeros(len(cameras)))
-
-    def add(self, values: Float[np.ndarray, "b n m"], valid: Bool[np.ndarray, "b n"]) -> None:
-        """Adds a batch of per-image metrics."""
-        self.sums += np.where(valid[..., None], values, 0.0).astype(np.float64).sum(axis=0)
-        self.counts += valid.sum(axis=0)
-
-    def merge(self, other: "CameraTable") -> "CameraTable":
-        """The table of both sets of images."""
-        if self.cameras != other.cameras:
-            raise ValueError(f"tables of different rigs: {self.cameras} and {other.cameras}")
-        return CameraTable(self.cameras, self.sums + other.sums, self.counts + other.counts)
-
-    def compute(self) -> dict:
-        """`{"mean": {name: value}, "cameras": {camera: {name: value}}}`; empty cameras left out."""
-        seen = [i for i in range(len(self.cameras)) if self.counts[i] > 0]
-        rows = {self.cameras[i]: self.sums[i] / self.counts[i] for i in seen}
-        if not rows:
-            raise ValueError("no image had a valid LiDAR pixel, so there is nothing to average")
-        mean = np.mean(list(rows.values()), axis=0)
-        as_dict = lambda row: dict(zip(NAMES, (float(value) for value in row), strict=True))  # noqa: E731
-        return {"mean": as_dict(mean), "cameras": {k: as_dict(v) for k, v in rows.items()}}
+    `figures` makes the metrics of `NAMES` of any merged sums.
+    """
+    truth = jnp.where(valid, truth_m, 1.0)
+    depth = jnp.where(valid, depth_m, 1.0)
+    error = depth - truth
+    ratio = jnp.maximum(depth / truth, truth / depth)
+    terms = [jnp.abs(error) / truth, error**2 / truth, error**2, jnp.log(depth / truth) ** 2]
+    terms += [(ratio < 1.25**power).astype(depth.dtype) for power in (1, 2, 3)]
+    terms = jnp.stack([*terms, jnp.ones_like(depth)])
+    ends = (*RANGES_M[1:], jnp.inf)
+    inside = [valid & (truth_m >= a) & (truth_m < b) for a, b in zip(RANGES_M, ends, strict=True)]
+    sums = _pairwise_sum(jnp.where(jnp.stack(inside)[:, None], terms, 0.0))
+    return sums[:, :-1], sums[:, -1]
 
 
-def format_table(results: dict[str, dict]) -> str:
-    """Markdown: for each method a row a camera and the mean of cameras."""
-    lines = ["| method | camera | " + " | ".join(NAMES) + " |", "| --- " * (len(NAMES) + 2) + "|"]
-    for method, result in results.items():
-        rows = {**result["cameras"], "mean of cameras": result["mean"]}
-        for camera, row in rows.items():
-            figures = " | ".join(f"{row[name]:.3f}" for name in NAMES)
-            lines.append(f"| {method} | {camera} | {figures} |")
-    return "\n".join(lines)
+def _pairwise_sum(values: Float[Array, "*s p"]) -> Float[Array, "*s"]:
+    """Over the last axis; rounding grows with the logarithm of its length, not its root."""
+    while (length := values.shape[-1]) > 1:
+        half = (length + 1) // 2
+        values = jnp.pad(values, [(0, 0)] * (values.ndim - 1) + [(0, 2 * half - length)])
+        values = values[..., :half] + values[..., half:]
+    return values[..., 0]
+
+
+def figures(
+    sums: Float[np.ndarray, "*s 7"], counts: Float[np.ndarray, "*s"]
+) -> Float[np.ndarray, "*s 7"]:
+    """The metrics of `NAMES` from sums of `error_sums`; NaN where there are no points."""
+    with np.errstate(invalid="ignore"):
+        means = np.asarray(sums, np.float64) / np.asarray(counts, np.float64)[..., None]
+    means[..., 2:4] = np.sqrt(means[..., 2:4])
+    return means

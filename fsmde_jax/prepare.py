@@ -577,6 +577,11 @@ def _write_metadata(
         "cameras": list(summary.points_per_image),
         "prepared_size": record["image_size"],
         "splits": summary.samples,
+        # In the order of the samples.
+        "scenes": {
+            split: {r["scene_id"]: r["samples"] for r in reports if r["split"] == split}
+            for split in record["splits"]
+        },
         "points_per_image": summary.points_per_image,
         "max_points_per_image": max(most for _, _, most in summary.points_per_image.values()),
     }

@@ -57,9 +57,8 @@ class Task(NamedTuple):
     build_teacher: Callable[[nnx.Rngs], nnx.Module] | None
     # (model, teacher, batch) -> (loss, {name: term})
     loss: Callable[[nnx.Module, nnx.Module | None, Batch], tuple[Array, dict[str, Array]]]
-    # (model, batch) -> depth_m, or what `alignment` says, [b n h w]
-    predict: Callable[[nnx.Module, Batch], Array]
-    alignment: str = "metric"  # how the prediction meets the truth, see `metrics.ALIGNMENTS`
+    predict: Callable[[nnx.Module, Batch], Array]  # (model, batch) -> depth_m [b n h w]
+    predicts_inverse: bool = False  # inverse depth, right up to scale and shift, instead
     needs_dense_depth: bool = False
 
 
@@ -154,7 +153,7 @@ def _foundation(config: ConfigDict) -> Task:
         build_teacher=None,
         loss=loss,
         predict=predict,
-        alignment="affine",
+        predicts_inverse=True,
         needs_dense_depth=True,
     )
 

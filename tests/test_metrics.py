@@ -1,6 +1,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import protocol_reference
 import pytest
 
 from fsmde_jax import metrics
@@ -26,14 +27,28 @@ def random_points(seed=0, count=300):
     return truth * rng.uniform(0.5, 1.6, count), truth
 
 
-def test_image_metrics_equal_the_protocol():
+def figures_of(predicted, truth, scaling="metric", lower_median=False, inverse=False):
+    """As the package has them: scaled, clamped, summed."""
+    predicted, truth = jnp.asarray(predicted, jnp.float32), jnp.asarray(truth, jnp.float32)
+    valid = (truth > 0.1) & (truth < 200)
+    depth = metrics.scaled(predicted, truth, valid, scaling, lower_median, inverse)
+    sums, counts = metrics.error_sums(jnp.clip(depth, 0.1, 200.0), truth, valid)
+    return metrics.figures(np.asarray(sums).sum(0)[None], np.asarray(counts).sum(keepdims=True))[0]
+
+
+def test_sums_of_errors_make_the_figures():
     predicted, truth = random_points()
     padded = np.append(truth, np.zeros(20))
-    values, valid = metrics.image_metrics(
-        jnp.append(jnp.asarray(predicted), jnp.full(20, 7.0)), jnp.asarray(padded), 0.1, 200.0
+    found = figures_of(np.append(predicted, np.full(20, 7.0)), padded)
+    np.testing.assert_allclose(found, reference(predicted, truth), rtol=1e-6)
+
+
+def test_sums_are_kept_by_true_depth():
+    truth = np.array([5.0, 19.9, 20.0, 39.0, 79.0, 80.0, 150.0])
+    _, counts = metrics.error_sums(
+        jnp.asarray(truth, jnp.float32), jnp.asarray(truth, jnp.float32), jnp.ones(7, bool)
     )
-    assert valid
-    np.testing.assert_allclose(values, reference(predicted, truth), rtol=2e-5)
+    assert np.asarray(counts).tolist() == [2, 2, 1, 2]
 
 
 @pytest.mark.parametrize("count", [300, 301])
@@ -41,10 +56,8 @@ def test_median_scaling_uses_numpys_median(count):
     predicted, truth = random_points(1, count)
     keep = (truth > 0.1) & (truth < 200)
     scaled = predicted * np.median(truth[keep]) / np.median(predicted[keep])
-    values, _ = metrics.image_metrics(
-        jnp.asarray(predicted), jnp.asarray(truth), 0.1, 200.0, alignment="median"
-    )
-    np.testing.assert_allclose(values, reference(scaled, truth), rtol=2e-5)
+    found = figures_of(predicted, truth, "median_image")
+    np.testing.assert_allclose(found, reference(scaled, truth), rtol=1e-5)
 
 
 def test_affine_alignment_is_numpys_least_squares_on_inverse_depth():
@@ -54,15 +67,30 @@ def test_affine_alignment_is_numpys_least_squares_on_inverse_depth():
     design = np.stack([inverse[keep], np.ones(keep.sum())], axis=1)
     scale, shift = np.linalg.lstsq(design, 1 / truth[keep], rcond=None)[0]
     aligned = 1 / np.clip(scale * inverse + shift, 1 / 200, 1 / 0.1)
-    values, _ = metrics.image_metrics(
-        jnp.asarray(inverse), jnp.asarray(truth), 0.1, 200.0, alignment="affine"
+    expected = reference(aligned, truth)
+    np.testing.assert_allclose(
+        figures_of(inverse, truth, "affine", inverse=True), expected, rtol=1e-3
     )
-    np.testing.assert_allclose(values, reference(aligned, truth), rtol=1e-3)
+    np.testing.assert_allclose(figures_of(1 / inverse, truth, "affine"), expected, rtol=1e-3)
 
 
-def test_an_image_without_points_does_not_count():
-    _, valid = metrics.image_metrics(jnp.ones(5), jnp.zeros(5), 0.1, 200.0)
-    assert not valid
+def test_no_points_make_no_figures():
+    sums, counts = metrics.error_sums(jnp.ones(5), jnp.zeros(5), jnp.zeros(5, bool))
+    assert np.asarray(counts).sum() == 0
+    assert np.isnan(metrics.figures(np.asarray(sums), np.asarray(counts))).all()
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize("size", [(24, 35), (1216, 1936), (3, 5)])
+def test_reading_at_pixels_equals_resizing_the_map(align_corners, size):
+    rng = np.random.default_rng(0)
+    values = rng.uniform(1, 90, (6, 10)).astype(np.float32)
+    uv = np.stack([rng.integers(0, size[1], 400), rng.integers(0, size[0], 400)], axis=-1)
+    whole = protocol_reference.resize(values.astype(np.float64), size, align_corners)
+    found = metrics.read_at_pixels(
+        jnp.asarray(values), jnp.asarray(uv, jnp.int32), jnp.asarray(size), align_corners
+    )
+    np.testing.assert_allclose(found, whole[uv[:, 1], uv[:, 0]], rtol=1e-6)
 
 
 def test_sampling_equals_a_bilinear_resize_at_those_pixels():
@@ -72,31 +100,3 @@ def test_sampling_equals_a_bilinear_resize_at_those_pixels():
     xy = jnp.asarray(np.stack([columns.ravel() + 0.5, rows.ravel() + 0.5], -1))
     sampled = metrics.sample_bilinear(torch_free, xy, (24, 35))
     np.testing.assert_allclose(sampled.reshape(24, 35), resized, rtol=1e-5)
-
-
-def test_tables_merge_exactly_and_average_cameras_without_weights():
-    rng = np.random.default_rng(0)
-    values = rng.uniform(size=(7, 2, len(metrics.NAMES)))
-    valid = np.ones((7, 2), bool)
-    valid[3:, 1] = False
-    whole, left, right = (metrics.CameraTable.empty(("A", "B")) for _ in range(3))
-    whole.add(values, valid)
-    left.add(values[:2], valid[:2])
-    right.add(values[2:], valid[2:])
-    result = whole.compute()
-    merged = left.merge(right).compute()
-    expected = (values[:, 0, 0].mean() + values[:3, 1, 0].mean()) / 2
-    assert result["mean"]["abs_rel"] == pytest.approx(expected)
-    assert merged["mean"] == pytest.approx(result["mean"])
-
-
-def test_a_table_without_images_says_so():
-    with pytest.raises(ValueError, match="no image had a valid LiDAR pixel"):
-        metrics.CameraTable.empty(("A",)).compute()
-
-
-def test_printed_table_has_a_row_a_camera_and_the_mean():
-    table = metrics.CameraTable.empty(("A", "B"))
-    table.add(np.ones((1, 2, len(metrics.NAMES))), np.ones((1, 2), bool))
-    text = metrics.format_table({"student": table.compute()})
-    assert "| student | A |" in text and "| student | mean of cameras |" in text

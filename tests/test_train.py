@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from tiny_run import prepare_recording, tiny_config
 
-from fsmde_jax import checkpoints, evaluate, sharding, state, tasks, train
+from fsmde_jax import checkpoints, evaluate, sharding, state, tasks, train, trivial
 from fsmde_jax.data import pipeline
 
 
@@ -131,10 +131,10 @@ def test_a_loss_that_is_not_finite_stops_with_the_sample_ids(config, tmp_path, m
 def test_evaluation_reads_the_checkpoint_and_writes_the_report(config, finished):
     results = evaluate.evaluate_run(config, finished)
     assert list(results) == ["student", "trivial", "teacher"]
-    assert json.loads((finished / "report" / "results.json").read_text()) == results
+    assert json.loads((finished / "report" / "results.json").read_text())["methods"] == results
     assert set(results["student"]["cameras"]) == set(config.data.cameras)
     text = (finished / "report" / "results.md").read_text()
-    assert "| trivial | mean of cameras |" in text
+    assert "| trivial |" in text and "| CAMERA_09 |" in text
     assert len(list((finished / "report").glob("*.png"))) == 1
 
 
@@ -157,8 +157,8 @@ def test_evaluation_counts_padding_for_nothing(config, finished):
 
 def test_trivial_predictor_is_the_median_of_the_training_lidar(config):
     source, cameras = pipeline.open_data(config.data, "train")
-    depth = evaluate.trivial_depth(config, cameras)
-    rows, columns = evaluate.TRIVIAL_GRID
+    depth = trivial.trivial_depth(config, cameras)
+    rows, columns = trivial.GRID
     cells = {}
     for sample in (source[i] for i in range(len(source))):
         ends = np.cumsum(sample["lidar_counts"])
@@ -214,7 +214,7 @@ def test_terminate_saves_and_the_same_command_goes_on(data_dir, tmp_path):
     )
     assert resumed.returncode == 0, resumed.stderr
     assert read_metrics(workdir)[-1]["step"] == saved + 2
-    assert "| student | mean of cameras |" in resumed.stdout
+    assert "| student |" in resumed.stdout
 
 
 def test_a_trained_student_predicts_metres_without_teacher_and_data(config, finished):

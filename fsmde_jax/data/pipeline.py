@@ -6,14 +6,17 @@ Batch fields (b samples, n cameras of the rig, p LiDAR points, prepared image of
   lidar_depth_m [b n p] (0 pads), neighbour int32 [b n] and neighbour_mask bool [b n] (adjacent
   cameras, see `rig.ring_neighbours`), sample_index int32 [b] (-1 pads an evaluation batch),
   flipped bool [b] (training only: whether it is the sample's mirror image);
+  lidar_uv int32 [b n p 2] (column, row) and native_size int32 [b n 2] (evaluation only: the
+  points' native pixels and the size of that image);
   dense_depth_m [b n h w] where the dataset has it and the task asks for it; teacher_image uint8
   [b n h3 w3 3], as prepared, where `config.teacher.image` asks for it; the fields of
-  `teacher_cache.FIELDS` where `config.teacher.source` is "cached".
+  `teacher_cache.FIELDS` where `config.teacher.source` is "cached"; prediction [b n h4 w4] and
+  covered bool [b n] where depth maps from files are evaluated.
 """
 
 import functools
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import grain
 import jax
@@ -28,6 +31,8 @@ from fsmde_jax.data import augment, prepared
 from fsmde_jax.data.teacher_cache import TeacherCache
 
 Sample = dict[str, np.ndarray]
+# Fields of a prepared sample that not every job asks for, and what a batch calls them.
+_OPTIONAL = {"prepared_images": "teacher_image", "prediction": "prediction", "covered": "covered"}
 
 
 def open_data(config: ConfigDict, split: str) -> tuple[prepared.PreparedSplit, tuple[str, ...]]:
@@ -98,6 +103,7 @@ def eval_batches(
     with_prepared: bool = False,
     indices: Sequence[int] | None = None,
     flipped: bool = False,
+    change: Callable[[dict], dict] = lambda sample: sample,
 ) -> grain.DatasetIterator:
     """Samples once, in order, with all LiDAR points; short batches are padded.
 
@@ -109,6 +115,8 @@ def eval_batches(
       with_prepared: also `teacher_image`.
       indices: which samples; None is all.
       flipped: their mirror images.
+      change: of every sample as it was prepared (see `prepared.PreparedSplit`), before it is
+        placed on the rig.
     """
     source, cameras = open_data(config, split)
     batch_size = _per_process(config.eval_batch_size, "config.data.eval_batch_size", sharding)
@@ -119,11 +127,13 @@ def eval_batches(
         cameras=cameras,
         num_points=source.rig["max_points_per_image"],
         with_dense=with_dense,
+        with_native=True,
     )
     dataset = (
         grain.MapDataset.source(chosen)[jax.process_index() :: jax.process_count()]
         .map(functools.partial(read_or_pad, source))
         .map(functools.partial(shrink, factor=config.downscale, keep_prepared=with_prepared))
+        .map(change)
         .map(to_rig)
         .map(augment.flip_rig if flipped else lambda sample: sample)
         .map(add_neighbours)
@@ -203,12 +213,14 @@ def place_on_rig(
     cameras: tuple[str, ...],
     num_points: int,
     with_dense: bool = False,
+    with_native: bool = False,
     rng: np.random.Generator | None = None,
 ) -> Sample:
     """The cameras of a sample in the rig's slots, absent ones masked; points padded.
 
     Args:
       num_points: LiDAR points an image; where there are more, `rng` draws a subset.
+      with_native: also the points' native pixels.
     """
     height, width = sample["images"].shape[1:3]
     n = len(cameras)
@@ -228,14 +240,18 @@ def place_on_rig(
                 "needs it: only miniature worlds made with config.world.dense_depth=True have it"
             )
         out["dense_depth_m"] = np.zeros((n, height, width), np.float32)
-    if "prepared_images" in sample:
-        out["teacher_image"] = np.zeros((n, *sample["prepared_images"].shape[1:]), np.uint8)
+    if with_native:
+        out["lidar_uv"] = np.zeros((n, num_points, 2), np.int32)
+        out["native_size"] = np.ones((n, 2), np.int32)
+    optional = {name: field for name, field in _OPTIONAL.items() if name in sample}
+    for name, field in optional.items():
+        out[field] = np.zeros((n, *sample[name].shape[1:]), sample[name].dtype)
     ends = np.cumsum(sample["lidar_counts"])
     for i, name in enumerate(sample["camera_names"]):
         slot = cameras.index(name)
         out["image"][slot] = sample["images"][i]
-        if "prepared_images" in sample:
-            out["teacher_image"][slot] = sample["prepared_images"][i]
+        for key, field in optional.items():
+            out[field][slot] = sample[key][i]
         out["camera_mask"][slot] = True
         out["intrinsics"][slot] = sample["intrinsics"][i]
         out["vehicle_from_camera"][slot] = sample["vehicle_from_camera"][i]
@@ -254,6 +270,9 @@ def place_on_rig(
         xy = (sample["lidar_uv"][chosen].astype(np.float32) + 0.5) * scale
         out["lidar_xy"][slot, : len(chosen)] = xy
         out["lidar_depth_m"][slot, : len(chosen)] = sample["lidar_depth_m"][chosen]
+        if with_native:
+            out["lidar_uv"][slot, : len(chosen)] = sample["lidar_uv"][chosen]
+            out["native_size"][slot] = sample["native_sizes"][i]
     return out
 
 

@@ -47,6 +47,16 @@ class PreparedSplit:
         builder = tfds.builder_from_directory(directory)
         self._source = builder.as_data_source(split=split, decoders={"images": _KeepEncoded()})
 
+    @property
+    def scenes(self) -> dict[str, int]:
+        """Samples of each scene, in the order of the samples."""
+        if "scenes" not in self.rig:
+            raise PreparedDataError(
+                f"{self.directory / RIG_FILE} names no scenes: an older version made it; "
+                "delete the folder and prepare it again"
+            )
+        return self.rig["scenes"][self.split]
+
     def __reduce__(self):
         return PreparedSplit, (self.directory, self.split)
 

@@ -1,0 +1,151 @@
+"""Self-occlusion masks: where a camera sees its own car, whose depth is nobody's question.
+
+From files (`Masks.read`), or found in the recording itself (`Masks.estimate`): pixels that never
+change while the car drives and never get a LiDAR return.
+"""
+
+import json
+import pathlib
+
+import numpy as np
+import scipy.ndimage
+from jaxtyping import Bool
+from PIL import Image
+from tqdm import tqdm
+
+from fsmde_jax.data.prepared import PreparedSplit
+from fsmde_jax.errors import UserError
+
+ESTIMATE = "estimate"  # in place of a folder
+
+# A pixel is still if its grey value's standard deviation over a scene is below this, of 255.
+# On the miniature world the own car has at most 7 in nine pixels of ten, the street at least 12.
+STILL_GREY = 8.0
+MIN_SAMPLES = 8
+MAX_SAMPLES = 40  # of a scene, evenly spaced
+# A LiDAR return clears its surroundings, in rows of the prepared image: returns are sparse.
+CLEARED_ROWS = 3
+
+
+class MaskError(UserError):
+    """A mask is missing, broken or cannot be estimated; the text says what to do."""
+
+
+class Masks:
+    """Masks by scene and camera; True is road scene, False the own car."""
+
+    def __init__(self, of_scene: dict[str, dict[str, Bool[np.ndarray, "h w"]]]):
+        self.of_scene = of_scene
+
+    @classmethod
+    def read(cls, folder: pathlib.Path, source: PreparedSplit) -> "Masks":
+        """Images of any size, dark where the own car is: `<camera>.png` or `<camera>_mask.png`.
+
+        With `scene_to_group.json` (scene number -> group) they lie in a folder for each group, as
+        VFDepth keeps DDAD's; otherwise they hold for every scene.
+        """
+        table = folder / "scene_to_group.json"
+        groups = json.loads(table.read_text()) if table.is_file() else None
+        found: dict[pathlib.Path, dict[str, np.ndarray]] = {}
+        of_scene = {}
+        for scene in source.scenes:
+            where = folder
+            if groups is not None:
+                number = scene.lstrip("0") or "0"
+                if number not in groups:
+                    raise MaskError(f"{table}: names no group for scene {scene}")
+                where = folder / str(groups[number])
+            if where not in found:
+                found[where] = {name: _read(where, name) for name in source.rig["cameras"]}
+            of_scene[scene] = found[where]
+        return cls(of_scene)
+
+    @classmethod
+    def estimate(cls, source: PreparedSplit) -> "Masks":
+        """Found scene by scene, which must have `MIN_SAMPLES` and drive."""
+        of_scene, first = {}, 0
+        for scene, count in tqdm(source.scenes.items(), desc="masks", disable=None):
+            if count < MIN_SAMPLES:
+                raise MaskError(
+                    f"scene {scene} of {source.directory} has {count} samples; a mask is estimated "
+                    f"from {MIN_SAMPLES} or more. Give masks as files: --masks=DIR"
+                )
+            chosen = np.linspace(first, first + count - 1, min(count, MAX_SAMPLES)).astype(int)
+            of_scene[scene] = _estimate(source, scene, np.unique(chosen).tolist())
+            first += count
+        return cls(of_scene)
+
+    def hide_own_car(self, sample: dict) -> dict:
+        """A prepared sample without the LiDAR points that fall on the own car."""
+        depth_m = sample["lidar_depth_m"].copy()
+        ends = np.cumsum(sample["lidar_counts"])
+        for i, camera in enumerate(sample["camera_names"]):
+            points = slice(ends[i] - sample["lidar_counts"][i], ends[i])
+            mask = self.of_scene[sample["scene_id"]][camera]
+            native = sample["native_sizes"][i].astype(np.int64)
+            uv = sample["lidar_uv"][points].astype(np.int64)
+            column, row = (uv * mask.shape[::-1] // native[::-1]).T
+            depth_m[points] = np.where(mask[row, column], depth_m[points], 0.0)
+        return {**sample, "lidar_depth_m": depth_m}
+
+
+def _read(folder: pathlib.Path, camera: str) -> Bool[np.ndarray, "h w"]:
+    names = (f"{camera}.png", f"{camera}_mask.png")
+    path = next((folder / name for name in names if (folder / name).is_file()), None)
+    if path is None:
+        raise MaskError(f"{folder}: there is no mask of camera {camera}, {' or '.join(names)}")
+    try:
+        with Image.open(path) as image:
+            mask = np.asarray(image.convert("L")) > 127
+    except OSError as error:
+        raise MaskError(f"{path}: the mask cannot be read ({error})") from error
+    if not mask.any():
+        raise MaskError(f"{path}: hides the whole image; white is road scene, black the own car")
+    return mask
+
+
+def _estimate(
+    source: PreparedSplit, scene: str, indices: list[int]
+) -> dict[str, Bool[np.ndarray, "h w"]]:
+    """A scene's masks by camera, at the prepared size; sums only, whatever its length."""
+    sums: dict[str, np.ndarray] = {}
+    for index in indices:
+        sample = source[index]
+        ends = np.cumsum(sample["lidar_counts"])
+        height, width = sample["images"].shape[1:3]
+        for i, camera in enumerate(sample["camera_names"]):
+            grey = sample["images"][i].mean(axis=-1)
+            count, total, squares, returns = sums.setdefault(camera, np.zeros((4, height, width)))
+            count += 1
+            total += grey
+            squares += grey**2
+            points = slice(ends[i] - sample["lidar_counts"][i], ends[i])
+            native = sample["native_sizes"][i].astype(np.int64)
+            uv = sample["lidar_uv"][points].astype(np.int64) * (width, height) // native[::-1]
+            returns[uv[:, 1], uv[:, 0]] += 1
+    masks = {}
+    for camera, (count, total, squares, returns) in sums.items():
+        deviation = np.sqrt(np.maximum(squares / count - (total / count) ** 2, 0.0))
+        if np.median(deviation) < STILL_GREY:
+            raise MaskError(
+                f"scene {scene}, {camera}: most of the image never changes (the car stands "
+                "still?), so its own parts cannot be told. Give masks as files: --masks=DIR"
+            )
+        masks[camera] = ~_own_car(deviation < STILL_GREY, returns > 0)
+    return masks
+
+
+def _own_car(
+    still: Bool[np.ndarray, "h w"], returned: Bool[np.ndarray, "h w"]
+) -> Bool[np.ndarray, "h w"]:
+    """What is still, has no LiDAR return near and is joined to the lower border of the image.
+
+    Sky is still and without returns, too, but is joined to the upper border only.
+    """
+    cleared = scipy.ndimage.binary_dilation(returned, iterations=CLEARED_ROWS)
+    found = scipy.ndimage.binary_opening(still & ~cleared)
+    labels, _ = scipy.ndimage.label(found)
+    height = labels.shape[0]
+    lower = np.concatenate([labels[-1], labels[height // 2 :, 0], labels[height // 2 :, -1]])
+    joined = set(np.unique(lower)) - {0} - set(np.unique(labels[0]))
+    return scipy.ndimage.binary_fill_holes(np.isin(labels, sorted(joined)))

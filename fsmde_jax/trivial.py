@@ -1,0 +1,57 @@
+"""The trivial predictor: each place's median depth in training, whatever the image shows."""
+
+import numpy as np
+from jaxtyping import Float
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from fsmde_jax.data import pipeline
+
+# The predictor's cells, and the bins of its histograms in log depth (3 % wide).
+GRID = (96, 160)
+BINS = 256
+
+
+def trivial_depth(config: ConfigDict, cameras: tuple[str, ...]) -> Float[np.ndarray, "n h w"]:
+    """Per camera and cell of `GRID`, the median LiDAR depth of the training split.
+
+    The median is read from histograms in log depth, so memory does not grow with the dataset;
+    a cell without points takes the median of the smallest block of cells around it that has some.
+    """
+    source, _ = pipeline.open_data(config.data, config.data.train_split)
+    rows, columns = GRID
+    log_range = np.log([config.data.min_depth_m, config.data.max_depth_m])
+    counts = np.zeros((len(cameras), rows, columns, BINS), np.uint32)
+    for index in tqdm(range(len(source)), desc="trivial predictor", disable=len(source) < 500):
+        sample = source[index]
+        ends = np.cumsum(sample["lidar_counts"])
+        for i, name in enumerate(sample["camera_names"]):
+            points = slice(ends[i] - sample["lidar_counts"][i], ends[i])
+            height, width = sample["native_sizes"][i]
+            column, row = ((sample["lidar_uv"][points] + 0.5) * [columns / width, rows / height]).T
+            depth_m = sample["lidar_depth_m"][points]
+            place = (np.log(depth_m) - log_range[0]) / (log_range[1] - log_range[0]) * BINS
+            inside = (place >= 0) & (place < BINS)
+            at = (row[inside].astype(int), column[inside].astype(int), place[inside].astype(int))
+            np.add.at(counts[cameras.index(name)], at, 1)
+    return np.exp(log_range[0] + _medians(counts) * (log_range[1] - log_range[0])).astype(
+        np.float32
+    )
+
+
+def _medians(counts: np.ndarray) -> np.ndarray:
+    """Medians of histograms in [0, 1], coarser blocks filling cells that are empty."""
+    median = np.full(counts.shape[:3], np.nan)
+    block = 1
+    while np.isnan(median).any() and block <= max(counts.shape[1:3]):
+        n, rows, columns, bins = counts.shape
+        padded = np.pad(counts, ((0, 0), (0, -rows % block), (0, -columns % block), (0, 0)))
+        blocks = padded.reshape(n, -(-rows // block), block, -(-columns // block), block, bins)
+        cumulative = np.cumsum(blocks.sum(axis=(2, 4)), axis=-1)
+        total = cumulative[..., -1:]
+        middle = (np.argmax(cumulative * 2 >= total, axis=-1) + 0.5) / bins
+        middle = np.where(total[..., 0] > 0, middle, np.nan)
+        filled = middle.repeat(block, axis=1).repeat(block, axis=2)[:, :rows, :columns]
+        median = np.where(np.isnan(median), filled, median)
+        block *= 2
+    return np.nan_to_num(median, nan=0.5)

@@ -1,0 +1,172 @@
+"""Scores: merging, averaging, intervals over scenes, comparison and tables."""
+
+import numpy as np
+import pytest
+
+from fsmde_jax import metrics, results
+from fsmde_jax.errors import UserError
+from fsmde_jax.protocols import PROTOCOLS
+
+CAMERAS = ("A", "B")
+SCENES = ("one", "two", "three", "four")
+ABOUT = {"settings": {"protocol": "surrounddepth", "average": "cameras"}, "scenes": 4, "text": "T"}
+
+
+def fill(scores, seed=0, factor=1.0, samples=3):
+    """Images whose AbsRel is known; camera B has no points in every other sample."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for scene in range(len(SCENES)):
+        for sample in range(samples):
+            counts = rng.integers(1, 9, (2, 4)).astype(float)
+            counts[1] *= sample % 2 == 0
+            sums = rng.uniform(0.1, 0.9, (2, 4, 7)) * counts[..., None] * factor
+            scores.add(scene, sums, counts)
+            rows.append((scene, sums.sum(1)[:, 0], counts.sum(1)))
+    return rows
+
+
+def filled(protocol="surrounddepth", **options):
+    scores = results.Scores.empty(CAMERAS, len(SCENES), PROTOCOLS[protocol])
+    return scores, fill(scores, **options)
+
+
+@pytest.mark.parametrize("protocol", list(PROTOCOLS))
+def test_each_protocol_averages_its_own_way(protocol):
+    scores, rows = filled(protocol)
+    images = {c: [s[c] / n[c] for _, s, n in rows if n[c]] for c in (0, 1)}
+    expected = {
+        "surrounddepth": np.mean([np.mean(images[0]), np.mean(images[1])]),
+        "packnet": np.mean(images[0] + images[1]),
+        "vfdepth": np.mean([np.mean([s[c] / n[c] for c in (0, 1) if n[c]]) for _, s, n in rows]),
+    }
+    assert len(images[0]) == 12 and len(images[1]) == 8
+    found = scores.compute(SCENES)
+    assert found["mean"]["abs_rel"] == pytest.approx(expected[protocol], rel=1e-12)
+    assert found["images"] == {"A": 12, "B": 8}
+
+
+def test_merging_hosts_equals_one():
+    whole, rows = filled()
+    parts = [results.Scores.empty(CAMERAS, 4, PROTOCOLS["surrounddepth"]) for _ in range(2)]
+    rng = np.random.default_rng(0)
+    for number, _ in enumerate(rows):
+        counts = rng.integers(1, 9, (2, 4)).astype(float)
+        counts[1] *= number % 3 % 2 == 0
+        sums = rng.uniform(0.1, 0.9, (2, 4, 7)) * counts[..., None]
+        parts[number % 5 > 3].add(number // 3, sums, counts)
+    merged = parts[0].merge(parts[1])
+    np.testing.assert_allclose(merged.sums, whole.sums, rtol=1e-12)
+    assert merged.compute(SCENES)["mean"] == pytest.approx(whole.compute(SCENES)["mean"])
+
+
+def test_groups_wait_for_all_of_theirs():
+    groups = results.Groups(np.array([0, 0, 1, 0]))
+    assert groups.add(3, "d") is None
+    assert groups.add(2, "c") == {2: "c"}
+    assert groups.add(0, "a") is None
+    assert groups.add(1, "b") == {0: "a", 1: "b", 3: "d"}
+
+
+def test_nothing_to_average_is_said():
+    with pytest.raises(UserError, match="no image had a valid LiDAR pixel"):
+        results.Scores.empty(CAMERAS, 4, PROTOCOLS["packnet"]).compute(SCENES)
+
+
+def test_one_scene_has_no_interval():
+    scores = results.Scores.empty(CAMERAS, 1, PROTOCOLS["surrounddepth"])
+    scores.add(0, np.ones((2, 4, 7)), np.ones((2, 4)))
+    found = scores.compute(("only",))
+    assert found["interval"] is None
+    assert "±" not in results.mean_table({"m": found})
+
+
+def write(folder, scores, **settings):
+    settings = {**ABOUT["settings"], **settings}
+    results.write(folder, {**ABOUT, "settings": settings}, {"m": scores.compute(SCENES)})
+    return results.read(folder)
+
+
+def test_comparison_is_paired_and_read_back_from_files(tmp_path):
+    scores, _ = filled()
+    better, _ = filled(factor=0.9)
+    first, second = write(tmp_path / "a", scores), write(tmp_path / "b", better)
+    row = results.compare(first, second)["abs_rel"]
+    assert row["percent"] == pytest.approx(-10)
+    assert row["first"] == pytest.approx(scores.compute(SCENES)["mean"]["abs_rel"])
+    low, high = row["interval"]
+    # Ten per cent better in every image: far tighter than either mean by itself.
+    own = first["methods"]["m"]["interval"]["abs_rel"]
+    assert low < row["difference"] < high < 0
+    assert high - low < 0.3 * (own[1] - own[0])
+    text = results.comparison_table(results.compare(first, second), ["a", "b"])
+    assert f"| {row['difference']:+.4f} |" in text and "| -10.0 |" in text
+
+
+@pytest.mark.parametrize("average", ["cameras", "images", "pools"])
+def test_a_comparison_with_itself_is_zero(tmp_path, average):
+    protocol = next(name for name, p in PROTOCOLS.items() if p.average == average)
+    scores, _ = filled(protocol)
+    content = write(tmp_path, scores, average=average)
+    for name, row in results.compare(content, content).items():
+        assert row["difference"] == 0 and row["interval"] == [0, 0], name
+        assert row["first"] == pytest.approx(scores.compute(SCENES)["mean"][name])
+
+
+def test_other_settings_or_images_are_refused(tmp_path):
+    scores, _ = filled()
+    fewer, _ = filled(samples=2)
+    one, other = write(tmp_path / "a", scores), write(tmp_path / "b", scores, protocol="packnet")
+    with pytest.raises(UserError, match=r"protocol is 'surrounddepth'.*'packnet' in the second"):
+        results.compare(one, other)
+    with pytest.raises(UserError, match="20 in 4 scenes and 12 in 4"):
+        results.compare(one, write(tmp_path / "c", fewer))
+    (tmp_path / "d.json").write_text("{}")
+    with pytest.raises(UserError, match=r"d\.json is no results file"):
+        results.read(tmp_path / "d.json")
+
+
+@pytest.mark.parametrize("scenes", [8, 30])
+def test_paired_intervals_cover_the_truth_at_their_rate(scenes):
+    """400 simulated benchmarks: scenes differ in level, effect and length, effects are skewed."""
+    rng = np.random.default_rng(scenes)
+    # E[level * effect] of the lognormal and the shifted exponential below.
+    truth = -0.05 * np.exp(-1.6 + 0.5**2 / 2)
+    covered = 0
+    for _ in range(400):
+        images = rng.integers(20, 60, scenes)
+        level = rng.lognormal(-1.6, 0.5, scenes)
+        effect = -0.05 + rng.normal(0, 0.08, scenes) + rng.exponential(0.05, scenes) - 0.05
+        base = level + rng.normal(0, 0.02, scenes)
+        pair = []
+        for value in (base, base + level * effect):
+            scores = results.Scores.empty(("A",), scenes, PROTOCOLS["surrounddepth"])
+            scores.sums[:, 0, -1, :] = (value * images)[:, None]
+            scores.counts[:, 0, -1] = images
+            scores.sums[:, 1], scores.counts[:, 1] = scores.sums[:, 0], scores.counts[:, 0]
+            names = [str(s) for s in range(scenes)]
+            pair.append({"about": ABOUT, "methods": {"m": scores.compute(names)}})
+        low, high = results.compare(*pair)["abs_rel"]["interval"]
+        covered += low < truth < high
+    # 400 draws at 95 % stay between 92 and 98 % but for one in a hundred times.
+    assert 0.92 <= covered / 400 <= 0.98, covered
+
+
+def test_tables_name_methods_cameras_ranges_and_scenes():
+    scores, _ = filled()
+    scores.add_cross_view(0, np.array([0.1, 0.2]))
+    scores.add_cross_view(1, np.array([0.3, np.nan]))
+    found = scores.compute(SCENES)
+    assert found["cross_view"] == {"scale_spread": 0.2, "overlap_disagreement": 0.2}
+    text = results.describe(ABOUT, {"student": found})
+    for part in (
+        "| student |",
+        "| A |",
+        "| 20-40 m |",
+        "| from 80 m |",
+        "| three |",
+        "scale_spread",
+    ):
+        assert part in text
+    assert "| three |" not in results.describe(ABOUT, {"student": found}, scenes=False)
+    assert set(found["mean"]) == set(metrics.NAMES)
