@@ -19,6 +19,7 @@ import json
 import multiprocessing
 import os
 import re
+import shutil
 import signal
 import sys
 import threading
@@ -42,6 +43,7 @@ from fsmde_jax.errors import UserError
 # Which module reads the recordings of a dataset.
 READERS = {"ddad": dgp, "world": dgp, "nuscenes": nuscenes}
 REPORTS_DIR = "scenes"
+PLAN_DIR = "plan"
 _LISTED_SKIPS = 10
 
 Tick = Callable[[], None]
@@ -150,9 +152,9 @@ def prepare(
     incomplete = prepared.incomplete_dir(data_dir, dataset, name)
     plan = functools.partial(_plan, dataset_json, record, tuple(options.items()))
     if final.exists():
-        return _existing(final, record, plan(final))
-    tasks = plan(incomplete)
+        return _existing(final, record, plan)
     with _claimed(incomplete, record):
+        tasks = plan(incomplete)
         reports = _make_scenes(tasks, num_workers, f"{dataset} {name}")
         builder = _builder(dataset, tuple(options.items()))
         summary = _summarise(builder, final, reports, time.monotonic() - started)
@@ -223,7 +225,7 @@ def _plan(
     """One task a scene and split, each with the name of its shard."""
     tasks = []
     reader = READERS[record["dataset"]]
-    planned = reader.plan(dataset_json, tuple(record["splits"]), directory / "plan")
+    planned = reader.plan(dataset_json, tuple(record["splits"]), directory / PLAN_DIR)
     for split, scenes in planned.items():
         if not scenes:
             raise PrepareError(f"{dataset_json}: split {split!r} lists no scenes")
@@ -257,7 +259,9 @@ def _sha256(path: Path) -> str:
     """Of a file, or of the tables in a folder."""
     digest = hashlib.sha256()
     for file in sorted(path.glob("*.json")) if path.is_dir() else [path]:
-        digest.update(file.read_bytes())
+        with file.open("rb") as content:
+            while block := content.read(2**20):
+                digest.update(block)
     return digest.hexdigest()
 
 
@@ -474,8 +478,11 @@ def _claimed(incomplete: Path, record: dict[str, Any]) -> Iterator[None]:
         except BlockingIOError:
             raise PrepareError(f"another process is preparing {incomplete}") from None
         record_path = incomplete / prepared.RECORD_FILE
-        if record_path.is_file() and any(incomplete.glob(f"{REPORTS_DIR}/*.done.json")):
-            _refuse_other(incomplete, json.loads(record_path.read_text()), record)
+        there = json.loads(record_path.read_text()) if record_path.is_file() else record
+        if any(incomplete.glob(f"{REPORTS_DIR}/*.done.json")):
+            _refuse_other(incomplete, there, record)
+        elif there != record:  # a plan of other tables or splits
+            shutil.rmtree(incomplete / PLAN_DIR, ignore_errors=True)
         with _replacing(record_path) as temporary:
             temporary.write_text(json.dumps(record, indent=1))
         for leftover in incomplete.rglob("*.tmp"):
@@ -495,13 +502,16 @@ def _refuse_other(directory: Path, there: dict[str, Any], asked: dict[str, Any])
         )
 
 
-def _existing(final: Path, record: dict[str, Any], tasks: list[SceneTask]) -> Summary:
+def _existing(
+    final: Path, record: dict[str, Any], plan: Callable[[Path], list[SceneTask]]
+) -> Summary:
     """The summary of a finished dataset, provided it came from these very scene files."""
     record_path = final / prepared.RECORD_FILE
     if not record_path.is_file():
         raise PrepareError(f"{final} exists but was not made by fsmde_jax.prepare; remove it")
     there = json.loads(record_path.read_text())
     _refuse_other(final, there, record)
+    tasks = plan(final)
     reports = [json.loads(task.report_path.read_text()) for task in tasks]
     for task, report in zip(tasks, reports, strict=True):
         if report["scene_sha256"] != task.scene_sha256:
