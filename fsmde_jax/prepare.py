@@ -93,11 +93,11 @@ class Summary:
         for split, samples in self.samples.items():
             lines.append(f"  {split}: {self.scenes[split]} scenes, {samples} samples")
         lines.append(
-            f"  {'camera':<12} {'images':>8} {'LiDAR points an image: min':>28} median max"
+            f"  {'camera':<16} {'images':>8} {'LiDAR points an image: min':>28} median max"
         )
         for camera, (fewest, median, most) in self.points_per_image.items():
             images = self.images[camera]
-            lines.append(f"  {camera:<12} {images:>8}   {fewest}, {median:.0f}, {most}")
+            lines.append(f"  {camera:<16} {images:>8}   {fewest}, {median:.0f}, {most}")
         lines.append(f"  {len(self.skipped)} skipped, {self.seconds:.1f} s")
         lines += [f"    {entry['what']}: {entry['why']}" for entry in self.skipped[:_LISTED_SKIPS]]
         if len(self.skipped) > _LISTED_SKIPS:
@@ -202,16 +202,26 @@ def _find_source(dataset: str, source: Path) -> Path:
         ) from error
 
 
+def default_image_size(dataset: str) -> tuple[int, int]:
+    """(height, width) of the stored images where none is asked for."""
+    return _builder_class(dataset).DEFAULT_CONFIG.image_size
+
+
+def _builder_class(dataset: str) -> Any:
+    """Imported by name, so that it is never defined in `__main__`."""
+    return importlib.import_module(f"tfds_builders.{dataset}.{dataset}_dataset_builder").Builder
+
+
 @functools.lru_cache(maxsize=4)
 def _builder(dataset: str, options: tuple[tuple[str, Any], ...]) -> Any:
-    """The dataset's builder; imported by name, so that it is never defined in `__main__`."""
-    module = importlib.import_module(f"tfds_builders.{dataset}.{dataset}_dataset_builder")
-    config = type(module.Builder.DEFAULT_CONFIG)(**dict(options))
+    """The dataset's builder."""
+    builder = _builder_class(dataset)
+    config = type(builder.DEFAULT_CONFIG)(**dict(options))
     verbosity = logging.get_verbosity()
     logging.set_verbosity(logging.ERROR)  # TFDS warns of every config that is not listed
     try:
         # Only its schema and `example` serve; the data directory is ours.
-        return module.Builder(config=config, data_dir=os.devnull)
+        return builder(config=config, data_dir=os.devnull)
     finally:
         logging.set_verbosity(verbosity)
 
@@ -609,7 +619,7 @@ def _define_flags() -> None:
     flags.DEFINE_enum("dataset", None, list(READERS), "Which kind of recording.", required=True)
     flags.DEFINE_string("source", None, "The raw recording's folder.", required=True)
     flags.DEFINE_string("data_dir", None, "Where prepared datasets go.", required=True)
-    flags.DEFINE_string("image_size", "384x640", "Height x width of the stored images.")
+    flags.DEFINE_string("image_size", None, "Height x width of the stored images, like 384x640.")
     flags.DEFINE_enum("image_format", "jpeg", ("jpeg", "png"), "JPEG has quality 95.")
     flags.DEFINE_bool("dense_depth", False, "Store dense truth, too (world only).")
     flags.DEFINE_enum("on_error", "stop", ("stop", "skip"), "What a bad file leads to.")
@@ -623,15 +633,17 @@ def main(argv: list[str]) -> int:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}; options start with --")
     values = flags.FLAGS
-    if not re.fullmatch(r"\d+x\d+", values.image_size):
-        raise app.UsageError(f"--image_size={values.image_size} is not like 384x640")
-    height, width = map(int, values.image_size.split("x"))
+    image_size = default_image_size(values.dataset)
+    if values.image_size:
+        if not re.fullmatch(r"\d+x\d+", values.image_size):
+            raise app.UsageError(f"--image_size={values.image_size} is not like 384x640")
+        image_size = tuple(map(int, values.image_size.split("x")))
     try:
         summary = prepare(
             dataset=values.dataset,
             source=Path(values.source),
             data_dir=Path(values.data_dir),
-            image_size=(height, width),
+            image_size=image_size,
             image_format=values.image_format,
             dense_depth=values.dense_depth,
             on_error=values.on_error,
