@@ -198,10 +198,10 @@ class _Tables:
                 self._of_sample[sample].append(_pick(row, *_DATA_FIELDS))
                 beside.update((_token(row, "prev"), _token(row, "next")))
         # Neighbours and poses are known only now, so `sample_data` is read once more.
-        self._beside = _by_token(self._path, beside, "filename", "ego_pose_token")
+        self._beside = _by_token(self._path, beside - {None}, "filename", "ego_pose_token")
         rows = [row for of_sample in self._of_sample.values() for row in of_sample]
         wanted = {_token(row, "ego_pose_token") for row in [*rows, *self._beside.values()]}
-        self._poses = _by_token(self._pose_path, wanted, "rotation", "translation")
+        self._poses = _by_token(self._pose_path, wanted - {None}, "rotation", "translation")
 
     def _is_used(self, row: dict) -> bool:
         """Whether the sensor is one we read, or cannot be told."""
@@ -298,9 +298,9 @@ def _by_token(path: Path, wanted: set | None = None, *fields: str) -> dict[str, 
     """Rows of a table by token: all, or some fields of those wanted."""
     rows: dict[str, dict] = {}
     for where, row in _rows(path):
-        token = recording.get_field(path, row, "token", str, where)
-        if wanted is not None and token not in wanted:
+        if wanted is not None and _token(row, "token") not in wanted:
             continue
+        token = recording.get_field(path, row, "token", str, where)
         if token in rows:
             raise RecordingError(path, f"{where}: a second row of token {token}")
         rows[token] = row if wanted is None else _pick(row, "token", *fields)
