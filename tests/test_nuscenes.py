@@ -621,6 +621,10 @@ BREAKS = {
     "pose without translation": Break(pose(translation=None), "`translation`"),
     "translation infinite": Break(pose(translation=[0, np.inf, 0]), "not a finite number"),
     "a neighbour's pose not a rotation": Break(neighbour_pose, "norm", **_ALL),
+    "a neighbour of another sensor": Break(
+        rows_of("sample_data", lambda r: key_row(r).update(prev=key_row(r, "CAM_FRONT")["prev"])),
+        "`prev` leads to a row of another sensor",
+    ),
     "a channel twice": Break(
         rows_of("sample_data", lambda rows: rows.append(dict(key_row(rows), token="again"))),
         "second row of CAM_BACK",
