@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 from dgp_fixture import Break, write_json
 from PIL import Image
 from scipy.spatial.transform import Rotation
@@ -239,6 +240,33 @@ def test_the_pipeline_reads_prepared_samples(raw, out):
     assert sample["camera_mask"].all() and sample["neighbour_mask"].all()
     assert sample["neighbour"].tolist() == [1, 2, 3, 4, 5, 0]
     assert ((sample["lidar_depth_m"] > 0).sum(axis=1) == source[1]["lidar_counts"]).all()
+
+
+def test_tfds_builds_the_same_samples_its_own_way(raw, out):
+    from tfds_builders import base
+    from tfds_builders.nuscenes import nuscenes_dataset_builder
+
+    run(raw, out)
+    builder = nuscenes_dataset_builder.Builder(
+        config=base.RigConfig(name="small", image_size=SIZE), data_dir=out / "tfds"
+    )
+    assert builder.name == "nuscenes"
+    config = tfds.download.DownloadConfig(manual_dir=raw)
+    builder.download_and_prepare(file_format="array_record", download_config=config)
+    found = {s["sample_id"].decode(): s for s in builder.as_data_source("train")}
+    for stored in stored_samples(out):
+        sample = found.pop(stored["sample_id"])
+        for field in ("lidar_uv", "world_from_previous_camera", "world_from_next_camera"):
+            np.testing.assert_array_equal(sample[field], stored[field], err_msg=field)
+        assert [file.decode() for file in sample["next_files"]] == stored["next_files"]
+    assert not found
+
+
+def test_what_is_missing_is_said_with_the_next_command(tmp_path):
+    with pytest.raises(prepared.PreparedDataError) as caught:
+        prepared.open_split(tmp_path, "nuscenes", "352x640", "train")
+    for word in ("v1.0-trainval", "nuscenes.org", "sweeps/", "--dataset=nuscenes", "--source=RAW"):
+        assert word in str(caught.value)
 
 
 # Parity of the projection

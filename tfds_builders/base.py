@@ -36,7 +36,7 @@ class RigBuilder(tfds.core.GeneratorBasedBuilder):
     """Surround images, calibration and LiDAR points per camera in native pixels.
 
     `python -m fsmde_jax.prepare` writes it scene by scene with several processes and can be
-    resumed; `download_and_prepare` works too, from `<manual_dir>/ddad.json`.
+    resumed; `download_and_prepare` works too, from a recording in `<manual_dir>`.
     """
 
     VERSION = tfds.core.Version(prepared.VERSION)
@@ -83,8 +83,8 @@ class RigBuilder(tfds.core.GeneratorBasedBuilder):
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
         source = self.READER.find(Path(dl_manager.manual_dir))
-        folder = Path(tempfile.mkdtemp(prefix="fsmde_jax_plan_"))
-        planned = self.READER.plan(source, ("train", "val"), folder)
+        self._plan = tempfile.TemporaryDirectory(prefix="fsmde_jax_plan_")  # gone with the builder
+        planned = self.READER.plan(source, ("train", "val"), Path(self._plan.name))
         return {split: self._generate_examples(scenes) for split, scenes in planned.items()}
 
     def _generate_examples(self, scenes: dict[str, Path]) -> Iterator[tuple[str, Example]]:
