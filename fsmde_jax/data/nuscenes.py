@@ -406,7 +406,7 @@ class Scene:
 
     def __init__(self, path: Path, scene_id: str | None = None):
         content = recording.read_json(path)
-        self.path, self.scene_id = path, scene_id or content["scene"]
+        self.scene_id = scene_id or content["scene"]
         self._root, self._samples = Path(content["root"]), content["samples"]
         if not self._samples:
             raise RecordingError(
