@@ -19,6 +19,7 @@ import json
 import multiprocessing
 import os
 import re
+import shutil
 import signal
 import sys
 import threading
@@ -42,6 +43,7 @@ from fsmde_jax.errors import UserError
 # Which module reads the recordings of a dataset.
 READERS = {"ddad": dgp, "world": dgp, "nuscenes": nuscenes}
 REPORTS_DIR = "scenes"
+PLAN_DIR = "plan"
 _LISTED_SKIPS = 10
 
 Tick = Callable[[], None]
@@ -91,11 +93,11 @@ class Summary:
         for split, samples in self.samples.items():
             lines.append(f"  {split}: {self.scenes[split]} scenes, {samples} samples")
         lines.append(
-            f"  {'camera':<12} {'images':>8} {'LiDAR points an image: min':>28} median max"
+            f"  {'camera':<16} {'images':>8} {'LiDAR points an image: min':>28} median max"
         )
         for camera, (fewest, median, most) in self.points_per_image.items():
             images = self.images[camera]
-            lines.append(f"  {camera:<12} {images:>8}   {fewest}, {median:.0f}, {most}")
+            lines.append(f"  {camera:<16} {images:>8}   {fewest}, {median:.0f}, {most}")
         lines.append(f"  {len(self.skipped)} skipped, {self.seconds:.1f} s")
         lines += [f"    {entry['what']}: {entry['why']}" for entry in self.skipped[:_LISTED_SKIPS]]
         if len(self.skipped) > _LISTED_SKIPS:
@@ -150,9 +152,9 @@ def prepare(
     incomplete = prepared.incomplete_dir(data_dir, dataset, name)
     plan = functools.partial(_plan, dataset_json, record, tuple(options.items()))
     if final.exists():
-        return _existing(final, record, plan(final))
-    tasks = plan(incomplete)
+        return _existing(final, record, plan)
     with _claimed(incomplete, record):
+        tasks = plan(incomplete)
         reports = _make_scenes(tasks, num_workers, f"{dataset} {name}")
         builder = _builder(dataset, tuple(options.items()))
         summary = _summarise(builder, final, reports, time.monotonic() - started)
@@ -200,16 +202,26 @@ def _find_source(dataset: str, source: Path) -> Path:
         ) from error
 
 
+def default_image_size(dataset: str) -> tuple[int, int]:
+    """(height, width) of the stored images where none is asked for."""
+    return _builder_class(dataset).DEFAULT_CONFIG.image_size
+
+
+def _builder_class(dataset: str) -> Any:
+    """Imported by name, so that it is never defined in `__main__`."""
+    return importlib.import_module(f"tfds_builders.{dataset}.{dataset}_dataset_builder").Builder
+
+
 @functools.lru_cache(maxsize=4)
 def _builder(dataset: str, options: tuple[tuple[str, Any], ...]) -> Any:
-    """The dataset's builder; imported by name, so that it is never defined in `__main__`."""
-    module = importlib.import_module(f"tfds_builders.{dataset}.{dataset}_dataset_builder")
-    config = type(module.Builder.DEFAULT_CONFIG)(**dict(options))
+    """The dataset's builder."""
+    builder = _builder_class(dataset)
+    config = type(builder.DEFAULT_CONFIG)(**dict(options))
     verbosity = logging.get_verbosity()
     logging.set_verbosity(logging.ERROR)  # TFDS warns of every config that is not listed
     try:
         # Only its schema and `example` serve; the data directory is ours.
-        return module.Builder(config=config, data_dir=os.devnull)
+        return builder(config=config, data_dir=os.devnull)
     finally:
         logging.set_verbosity(verbosity)
 
@@ -223,7 +235,7 @@ def _plan(
     """One task a scene and split, each with the name of its shard."""
     tasks = []
     reader = READERS[record["dataset"]]
-    planned = reader.plan(dataset_json, tuple(record["splits"]), directory / "plan")
+    planned = reader.plan(dataset_json, tuple(record["splits"]), directory / PLAN_DIR)
     for split, scenes in planned.items():
         if not scenes:
             raise PrepareError(f"{dataset_json}: split {split!r} lists no scenes")
@@ -257,7 +269,9 @@ def _sha256(path: Path) -> str:
     """Of a file, or of the tables in a folder."""
     digest = hashlib.sha256()
     for file in sorted(path.glob("*.json")) if path.is_dir() else [path]:
-        digest.update(file.read_bytes())
+        with file.open("rb") as content:
+            while block := content.read(2**20):
+                digest.update(block)
     return digest.hexdigest()
 
 
@@ -474,8 +488,11 @@ def _claimed(incomplete: Path, record: dict[str, Any]) -> Iterator[None]:
         except BlockingIOError:
             raise PrepareError(f"another process is preparing {incomplete}") from None
         record_path = incomplete / prepared.RECORD_FILE
-        if record_path.is_file() and any(incomplete.glob(f"{REPORTS_DIR}/*.done.json")):
-            _refuse_other(incomplete, json.loads(record_path.read_text()), record)
+        there = json.loads(record_path.read_text()) if record_path.is_file() else record
+        if any(incomplete.glob(f"{REPORTS_DIR}/*.done.json")):
+            _refuse_other(incomplete, there, record)
+        elif there != record:  # a plan of other tables or splits
+            shutil.rmtree(incomplete / PLAN_DIR, ignore_errors=True)
         with _replacing(record_path) as temporary:
             temporary.write_text(json.dumps(record, indent=1))
         for leftover in incomplete.rglob("*.tmp"):
@@ -495,13 +512,16 @@ def _refuse_other(directory: Path, there: dict[str, Any], asked: dict[str, Any])
         )
 
 
-def _existing(final: Path, record: dict[str, Any], tasks: list[SceneTask]) -> Summary:
+def _existing(
+    final: Path, record: dict[str, Any], plan: Callable[[Path], list[SceneTask]]
+) -> Summary:
     """The summary of a finished dataset, provided it came from these very scene files."""
     record_path = final / prepared.RECORD_FILE
     if not record_path.is_file():
         raise PrepareError(f"{final} exists but was not made by fsmde_jax.prepare; remove it")
     there = json.loads(record_path.read_text())
     _refuse_other(final, there, record)
+    tasks = plan(final)
     reports = [json.loads(task.report_path.read_text()) for task in tasks]
     for task, report in zip(tasks, reports, strict=True):
         if report["scene_sha256"] != task.scene_sha256:
@@ -604,7 +624,7 @@ def _define_flags() -> None:
     flags.DEFINE_enum("dataset", None, list(READERS), "Which kind of recording.", required=True)
     flags.DEFINE_string("source", None, "The raw recording's folder.", required=True)
     flags.DEFINE_string("data_dir", None, "Where prepared datasets go.", required=True)
-    flags.DEFINE_string("image_size", "384x640", "Height x width of the stored images.")
+    flags.DEFINE_string("image_size", None, "Height x width of the stored images, like 384x640.")
     flags.DEFINE_enum("image_format", "jpeg", ("jpeg", "png"), "JPEG has quality 95.")
     flags.DEFINE_bool("dense_depth", False, "Store dense truth, too (world only).")
     flags.DEFINE_enum("on_error", "stop", ("stop", "skip"), "What a bad file leads to.")
@@ -618,15 +638,17 @@ def main(argv: list[str]) -> int:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}; options start with --")
     values = flags.FLAGS
-    if not re.fullmatch(r"\d+x\d+", values.image_size):
-        raise app.UsageError(f"--image_size={values.image_size} is not like 384x640")
-    height, width = map(int, values.image_size.split("x"))
+    image_size = default_image_size(values.dataset)
+    if values.image_size:
+        if not re.fullmatch(r"\d+x\d+", values.image_size):
+            raise app.UsageError(f"--image_size={values.image_size} is not like 384x640")
+        image_size = tuple(map(int, values.image_size.split("x")))
     try:
         summary = prepare(
             dataset=values.dataset,
             source=Path(values.source),
             data_dir=Path(values.data_dir),
-            image_size=(height, width),
+            image_size=image_size,
             image_format=values.image_format,
             dense_depth=values.dense_depth,
             on_error=values.on_error,

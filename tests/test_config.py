@@ -26,6 +26,8 @@ def load(name):
         ("ddad.py", ""),
         ("ddad.py", "smoke"),
         ("teacher_ddad.py", None),
+        ("nuscenes.py", ""),
+        ("nuscenes.py", "smoke"),
     ],
 )
 def test_shipped_configs_are_valid_and_so_are_their_heads(name, variant):
@@ -35,9 +37,24 @@ def test_shipped_configs_are_valid_and_so_are_their_heads(name, variant):
         config_lib.validate(config.teacher.head_stage)
 
 
-def test_unknown_variant_is_refused():
-    with pytest.raises(ValueError, match=r"ddad\.py:smoke"):
-        load("ddad.py")("smoek")
+@pytest.mark.parametrize("name", ["ddad.py", "nuscenes.py"])
+def test_unknown_variant_is_refused(name):
+    with pytest.raises(ValueError, match=rf"{name}:smoke"):
+        load(name)("smoek")
+
+
+@pytest.mark.parametrize("variant", ["", "smoke"])
+def test_nuscenes_differs_from_ddad_in_the_data_alone(variant):
+    ddad, nuscenes = load("ddad.py")(variant), load("nuscenes.py")(variant)
+    for a, b in ((ddad, nuscenes), (ddad.teacher.head_stage, nuscenes.teacher.head_stage)):
+        assert "nuscenes" in b.name and "ddad" not in b.name
+        assert (b.data.dataset, b.data.config_name) == ("nuscenes", "352x640")
+        assert (b.data.min_depth_m, b.data.max_depth_m) == (0.1, 80.0)
+        # The focal length in which depth is predicted is that of the prepared width.
+        assert b.student.canonical_focal_px * b.data.downscale == 500.0
+        assert b.data.cameras[0] == "CAM_FRONT" and len(set(b.data.cameras)) == 6
+        for section in ("bins", "objective", "optimizer", "train"):
+            assert b[section].to_dict() == a[section].to_dict()
 
 
 @pytest.mark.parametrize(

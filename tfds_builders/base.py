@@ -36,7 +36,7 @@ class RigBuilder(tfds.core.GeneratorBasedBuilder):
     """Surround images, calibration and LiDAR points per camera in native pixels.
 
     `python -m fsmde_jax.prepare` writes it scene by scene with several processes and can be
-    resumed; `download_and_prepare` works too, from `<manual_dir>/ddad.json`.
+    resumed; `download_and_prepare` works too, from a recording in `<manual_dir>`.
     """
 
     VERSION = tfds.core.Version(prepared.VERSION)
@@ -71,20 +71,20 @@ class RigBuilder(tfds.core.GeneratorBasedBuilder):
             "next_index": tfds.features.Scalar(np.int64, doc="-1 where there is none."),
             "camera_names": tfds.features.Sequence(tfds.features.Text()),
             "images": tfds.features.Sequence(image),
-            "intrinsics": _array((3, 3), np.float64),
-            "native_intrinsics": _array((3, 3), np.float64),
-            "native_sizes": _array((2,), np.int32, doc="(height, width)"),
-            "vehicle_from_camera": _array((4, 4), np.float64),
-            "world_from_camera": _array((4, 4), np.float64),
-            "lidar_counts": _array((), np.int32, doc="Points of each camera."),
-            "lidar_uv": _array((2,), np.uint16, doc="Native pixel (column, row)."),
-            "lidar_depth_m": _array((), np.float32, doc="z-depth along the optical axis."),
+            "intrinsics": array((3, 3), np.float64),
+            "native_intrinsics": array((3, 3), np.float64),
+            "native_sizes": array((2,), np.int32, doc="(height, width)"),
+            "vehicle_from_camera": array((4, 4), np.float64),
+            "world_from_camera": array((4, 4), np.float64),
+            "lidar_counts": array((), np.int32, doc="Points of each camera."),
+            "lidar_uv": array((2,), np.uint16, doc="Native pixel (column, row)."),
+            "lidar_depth_m": array((), np.float32, doc="z-depth along the optical axis."),
         }
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
         source = self.READER.find(Path(dl_manager.manual_dir))
-        folder = Path(tempfile.mkdtemp(prefix="fsmde_jax_plan_"))
-        planned = self.READER.plan(source, ("train", "val"), folder)
+        self._plan = tempfile.TemporaryDirectory(prefix="fsmde_jax_plan_")  # gone with the builder
+        planned = self.READER.plan(source, ("train", "val"), Path(self._plan.name))
         return {split: self._generate_examples(scenes) for split, scenes in planned.items()}
 
     def _generate_examples(self, scenes: dict[str, Path]) -> Iterator[tuple[str, Example]]:
@@ -159,6 +159,6 @@ class RigBuilder(tfds.core.GeneratorBasedBuilder):
         return buffer.getvalue()
 
 
-def _array(shape: tuple[int, ...], dtype: type, doc: str | None = None) -> tfds.features.Tensor:
+def array(shape: tuple[int, ...], dtype: type, doc: str | None = None) -> tfds.features.Tensor:
     """One row a camera or point, as raw bytes: the default encoding rounds float64 to float32."""
     return tfds.features.Tensor(shape=(None, *shape), dtype=dtype, encoding="bytes", doc=doc)

@@ -36,8 +36,8 @@ class _KeepEncoded(tfds.decode.SkipDecoding):
 class PreparedSplit:
     """Random access to the samples of a split; can be pickled and read from many threads.
 
-    `source[i]` is a dict of the features of `tfds_builders/ddad`: arrays as stored, images
-    uint8 [n h w 3], text as `str`. `rig` is the content of `rig.json`.
+    `source[i]` is a dict of the features of the dataset's builder in `tfds_builders`: arrays as
+    stored, images uint8 [n h w 3], text as `str`. `rig` is the content of `rig.json`.
     """
 
     def __init__(self, directory: Path, split: str):
@@ -69,7 +69,8 @@ class PreparedSplit:
             raise IndexError(f"sample {index} of {len(self)} in {self.directory}, {self.split}")
         sample = dict(self._source[index])
         sample["images"] = _decode_images(sample["images"])
-        sample["camera_names"] = [name.decode() for name in sample["camera_names"]]
+        for field in sample.keys() & {"camera_names", "previous_files", "next_files"}:
+            sample[field] = [text.decode() for text in sample[field]]
         for field in ("sample_id", "scene_id"):
             sample[field] = sample[field].decode()
         return sample
@@ -126,8 +127,8 @@ def raw_data_help(dataset: str) -> str:
     if dataset == "nuscenes":
         return (
             "Download nuScenes v1.0-mini or v1.0-trainval (non-commercial licence) from "
-            "nuscenes.org and unpack all archives into one folder, RAW, which then holds samples/ "
-            "and v1.0-mini/ or v1.0-trainval/."
+            "nuscenes.org and unpack its archives into one folder, RAW, which then holds samples/, "
+            "sweeps/ and v1.0-mini/ or v1.0-trainval/."
         )
     return (
         "Download the DDAD train+val archive (ddad_train_val, 257 GB, CC BY-NC-SA 4.0) from the "

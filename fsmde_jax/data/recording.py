@@ -34,8 +34,19 @@ class RecordingError(UserError):
 
 
 @dataclasses.dataclass(frozen=True)
+class Frame:
+    """An image of the same camera before or after one of a sample; nothing says the file exists."""
+
+    filename: str  # relative to the recording's folder
+    world_from_camera: Float[np.ndarray, "4 4"]
+
+
+@dataclasses.dataclass(frozen=True)
 class Camera:
-    """One image of a sample; poses are at the camera's own instant."""
+    """One image of a sample; poses are at the camera's own instant.
+
+    `previous` and `next` are the camera's frames at its own rate, where the recording links them.
+    """
 
     name: str
     image_path: Path
@@ -43,6 +54,8 @@ class Camera:
     intrinsics: Float[np.ndarray, "3 3"]
     vehicle_from_camera: Float[np.ndarray, "4 4"]
     world_from_camera: Float[np.ndarray, "4 4"]
+    previous: Frame | None = None
+    next: Frame | None = None
 
 
 @dataclasses.dataclass(frozen=True)
