@@ -43,7 +43,7 @@ def main(_) -> None:
     else:
         measure = {"loading": loading, "forward": forward}[flags.FLAGS.what]
         rows = [measure(name) for name in flags.FLAGS.models]
-    lines = [f"# {flags.FLAGS.what}", "", f"`{_command()}`", "", _machine(), ""]
+    lines = [f"# {flags.FLAGS.what}", "", f"`{_command()}`", "", machine(), ""]
     lines += ["| " + " | ".join(rows[0]) + " |", "| --- " * len(rows[0]) + "|"]
     lines += ["| " + " | ".join(row.values()) + " |" for row in rows]
     print("\n".join(lines))
@@ -55,7 +55,8 @@ def _command() -> str:
     return shlex.join(["python", "-m", "fsmde_jax.benchmark", *sys.argv[1:]])
 
 
-def _machine() -> str:
+def machine() -> str:
+    """The device, cores and versions, for a report."""
     return (
         f"{jax.devices()[0].device_kind} x {jax.device_count()}, {os.cpu_count()} cores "
         f"({platform.machine()}), jax {jax.__version__}."

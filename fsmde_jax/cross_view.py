@@ -9,7 +9,7 @@ from fsmde_jax.metrics import masked_median
 NAMES = ("scale_spread", "overlap_disagreement")
 
 # Depth in the overlap is compared on a grid of about this many columns.
-GRID_COLUMNS = 160
+GRID_COLUMNS = 80
 
 
 def median_scale(
@@ -61,27 +61,31 @@ def overlap_disagreement(
     y, x = jnp.mgrid[step // 2 : height : step, step // 2 : width : step]
     pixels = jnp.stack([x + 0.5, y + 0.5, jnp.ones_like(x, jnp.float32)], axis=-1).reshape(-1, 3)
 
-    def one_way(depth_i, depth_j, k_i, k_j, vehicle_from_i, vehicle_from_j):
-        at = depth_i[y, x].reshape(-1, 1) * (pixels @ jnp.linalg.inv(k_i).T)
-        in_vehicle = at @ vehicle_from_i[:3, :3].T + vehicle_from_i[:3, 3]
-        in_j = (in_vehicle - vehicle_from_j[:3, 3]) @ vehicle_from_j[:3, :3]
-        z = in_j[:, 2]
-        seen = (in_j @ k_j.T)[:, :2] / jnp.where(z > 0.1, z, 1.0)[:, None]
-        column, row = jnp.floor(jnp.clip(seen, -1.0, 1e6)).astype(jnp.int32).T
-        inside = (z > 0.1) & (column >= 0) & (column < width) & (row >= 0) & (row < height)
-        there = depth_j[jnp.where(inside, row, 0), jnp.where(inside, column, 0)]
-        apart = jnp.abs(jnp.log(jnp.where(inside, z / there, 1.0)))
-        return jnp.sum(apart), jnp.sum(inside)
-
+    # Both ways of every pair: camera n sees its neighbour, then the neighbour sees camera n.
     def of_rig(depth, k, pose, following, mask):
-        first = (depth, k, pose)
-        second = tuple(array[following] for array in first)
-        pairs = jax.vmap(one_way)
-        forth = pairs(first[0], second[0], first[1], second[1], first[2], second[2])
-        back = pairs(second[0], first[0], second[1], first[1], second[2], first[2])
-        total, count = forth[0] + back[0], forth[1] + back[1]
+        cameras = jnp.arange(len(following))
+        one, other = jnp.concatenate([cameras, following]), jnp.concatenate([following, cameras])
+        grid = depth[:, step // 2 :: step, step // 2 :: step].reshape(len(cameras), -1, 1) * (
+            pixels @ jnp.linalg.inv(k).transpose(0, 2, 1)
+        )
+        in_vehicle = grid @ pose[:, :3, :3].transpose(0, 2, 1) + pose[:, None, :3, 3]
+        in_other = (in_vehicle[one] - pose[other][:, None, :3, 3]) @ pose[other][:, :3, :3]
+        z = in_other[..., 2]
+        ahead = z > 0.1
+        seen = (in_other @ k[other].transpose(0, 2, 1))[..., :2] / jnp.where(ahead, z, 1)[..., None]
+        place = jnp.floor(jnp.clip(seen, -1.0, 1e6)).astype(jnp.int32)
+        column, row = place[..., 0], place[..., 1]
+        inside = ahead & (column >= 0) & (column < width) & (row >= 0) & (row < height)
+        index = (other[:, None] * height + row) * width + column
+        there = depth.reshape(-1)[jnp.where(inside, index, 0)]
+        ratio = jnp.maximum(z, 1e-3) / jnp.maximum(there, 1e-3)
+        apart = jnp.sum(jnp.abs(jnp.log(jnp.where(inside, ratio, 1.0))), axis=-1)
+        apart, count = (
+            part[: len(cameras)] + part[len(cameras) :]
+            for part in (apart, jnp.sum(inside, axis=-1))
+        )
         used = mask & (count > 0)
-        mean = jnp.sum(jnp.where(used, total / jnp.maximum(count, 1), 0.0))
+        mean = jnp.sum(jnp.where(used, apart / jnp.maximum(count, 1), 0.0))
         return jnp.where(jnp.any(used), mean / jnp.maximum(jnp.sum(used), 1), jnp.nan)
 
     return jax.vmap(of_rig)(depth_m, intrinsics, vehicle_from_camera, neighbour, neighbour_mask)

@@ -25,7 +25,6 @@ from fsmde_jax import config as config_lib
 from fsmde_jax import cross_view, metrics, process, protocols, results, sharding, tasks, visualize
 from fsmde_jax.config import ConfigError
 from fsmde_jax.data import pipeline
-from fsmde_jax.data.prepared import PreparedSplit
 from fsmde_jax.errors import UserError
 from fsmde_jax.masks import ESTIMATE, Masks
 from fsmde_jax.predictions import Predictions
@@ -62,7 +61,7 @@ def evaluate_split(
     source, cameras = pipeline.open_data(config.data, split)
     protocol = protocols.PROTOCOLS[config.evaluation.protocol]
     scores = {
-        name: _Scorer(config, predictor, protocol, source, cameras, mesh)
+        name: Scorer(config, predictor, protocol, list(source.scenes.items()), cameras, mesh)
         for name, predictor in predictors.items()
     }
     batches = _batches(config, split, mesh, predictions)
@@ -73,25 +72,28 @@ def evaluate_split(
     return {name: scorer.compute() for name, scorer in scores.items()}
 
 
-class _Scorer:
-    """One predictor's figures, batch by batch."""
+class Scorer:
+    """One predictor's figures, batch by batch.
+
+    Args:
+      scenes: name and number of samples of each, in the order of the samples.
+    """
 
     def __init__(
         self,
         config: ConfigDict,
         predictor: Predictor,
         protocol: Protocol,
-        source: PreparedSplit,
+        scenes: Sequence[tuple[str, int]],
         cameras: tuple[str, ...],
         mesh: Mesh,
     ):
         self.config, self.predictor, self.protocol = config, predictor, protocol
-        self.scenes = list(source.scenes)
-        lengths = list(source.scenes.values())
+        self.scenes, lengths = zip(*scenes, strict=True)
         scene_of = np.repeat(np.arange(len(lengths)), lengths)
         self.scene_of: list[int] = scene_of.tolist()
         self.scores = results.Scores.empty(cameras, len(self.scenes), protocol)
-        pool_of = np.arange(len(source)) // protocol.pool
+        pool_of = np.arange(len(scene_of)) // protocol.pool
         self.pools = results.Groups(pool_of)
         # Where one ratio of medians serves several images, their points wait for one another.
         self.scaled = results.Groups(pool_of if protocol.pool > 1 else scene_of)
@@ -207,7 +209,7 @@ class _Scorer:
         """[b 2] of `cross_view.NAMES`, and each image's median scale [b n]."""
         scale = cross_view.median_scale(*self._read_points(depth_m, batch))
         apart = cross_view.overlap_disagreement(
-            jnp.maximum(depth_m, 1e-3),
+            depth_m.astype(jnp.float32),
             batch["intrinsics"],
             batch["image"].shape[2:4],
             batch["vehicle_from_camera"],
@@ -331,7 +333,7 @@ def evaluate_run(
       config: the run's own.
       workdir: its folder.
       out: where the report goes; None is `workdir/report`.
-      on: takes `data` and `evaluation` from this config instead of the run's.
+      on: the config to measure with, whose `data` and `evaluation` may differ; None is `config`.
 
     Returns the figures by method.
     """
@@ -345,9 +347,7 @@ def evaluate_run(
     else:
         params, batch_stats = load_trained(config, model, workdir, identity)
     params, batch_stats = jax.device_put((params, batch_stats), sharding.replicated(mesh))
-    if on is not None:
-        config = config.copy_and_resolve_references()
-        config.data, config.evaluation = on.data, on.evaluation
+    config = on or config
 
     predict = make_predict(task, model)
     predictors = {
@@ -447,12 +447,14 @@ def about(config: ConfigDict, methods: dict[str, dict]) -> dict[str, Any]:
     }[settings["truth"]]
     scalings = "; ".join(f"{name} {_SCALING_TEXT[m['scaling']]}" for name, m in methods.items())
     covered = first["covered"]
-    masks = f"own car left out by masks ({evaluation.masks})" if evaluation.masks else "no masks"
+    masks = f"own car left out by masks ({evaluation.masks})"
+    if not evaluation.masks:
+        masks = "no masks" + (", although the protocol has them" if protocol.masks_own_car else "")
     text = (
         f"{config.name} on {config.data.dataset} {config.data.eval_split}, protocol "
         f"{protocol.name}: {truth}, {low:g} to {max_depth_m(config):g} m, {masks}"
         f"{', averaged with the mirror image' if evaluation.flip_average else ''}; {scalings}. "
-        f"Covers {covered['images']} of {covered['of']} images in {len(first['scenes'])} scenes"
+        f"Covers {covered['images']} of {covered['of']} images"
     )
     return {"settings": settings, "scenes": len(first["scenes"]), "text": text}
 
@@ -549,17 +551,19 @@ def _run(values: flags.FlagValues) -> str:
     folder = pathlib.Path(values.checkpoint or values.predictions)
     out = pathlib.Path(values.out) if values.out else folder / "report"
     config = config_lib.load_config(folder) if values.checkpoint else values.config
-    on = values.config or config
+    on = config.copy_and_resolve_references()
+    if values.config:
+        on.data, on.evaluation = values.config.data, values.config.evaluation
     for key in ("protocol", "scaling", "max_depth_m", "masks", "flip_average"):
         if getattr(values, key) is not None:
             on.evaluation[key] = getattr(values, key)
     config_lib.validate(on)
     if values.checkpoint:
-        found = evaluate_run(config, folder, out, on if values.config else None)
+        found = evaluate_run(config, folder, out, on)
     else:
         predictions = Predictions(folder, values.unit_m, skip=values.on_error == "skip")
-        found = evaluate_predictions(config, predictions, out)
-    return f"{summary(config, found)}\n\nReport and pictures: {out}"
+        found = evaluate_predictions(on, predictions, out)
+    return f"{summary(on, found)}\n\nReport and pictures: {out}"
 
 
 if __name__ == "__main__":

@@ -18,9 +18,10 @@ from fsmde_jax.errors import UserError
 
 ESTIMATE = "estimate"  # in place of a folder
 
-# A pixel is still if its grey value's standard deviation over a scene is below this, of 255.
-# On the miniature world the own car has at most 7 in nine pixels of ten, the street at least 12.
-STILL_GREY = 8.0
+# A pixel is still if its grey value's median absolute deviation over a scene is below this, of 255.
+# The median bears the shadows that pass over the own car. On three streets of the miniature world
+# 99 % of the pixels found are the own car's, and 42 % of the own car's are found (96x160).
+STILL_GREY = 4.0
 MIN_SAMPLES = 8
 MAX_SAMPLES = 40  # of a scene, evenly spaced
 # A LiDAR return clears its surroundings, in rows of the prepared image: returns are sparse.
@@ -107,31 +108,30 @@ def _read(folder: pathlib.Path, camera: str) -> Bool[np.ndarray, "h w"]:
 def _estimate(
     source: PreparedSplit, scene: str, indices: list[int]
 ) -> dict[str, Bool[np.ndarray, "h w"]]:
-    """A scene's masks by camera, at the prepared size; sums only, whatever its length."""
-    sums: dict[str, np.ndarray] = {}
+    """A scene's masks by camera, at the prepared size; holds its grey images in memory."""
+    grey: dict[str, list[np.ndarray]] = {}
+    returned: dict[str, np.ndarray] = {}
     for index in indices:
         sample = source[index]
         ends = np.cumsum(sample["lidar_counts"])
         height, width = sample["images"].shape[1:3]
         for i, camera in enumerate(sample["camera_names"]):
-            grey = sample["images"][i].mean(axis=-1)
-            count, total, squares, returns = sums.setdefault(camera, np.zeros((4, height, width)))
-            count += 1
-            total += grey
-            squares += grey**2
+            grey.setdefault(camera, []).append(sample["images"][i].mean(axis=-1).astype(np.uint8))
             points = slice(ends[i] - sample["lidar_counts"][i], ends[i])
             native = sample["native_sizes"][i].astype(np.int64)
             uv = sample["lidar_uv"][points].astype(np.int64) * (width, height) // native[::-1]
-            returns[uv[:, 1], uv[:, 0]] += 1
+            returns = returned.setdefault(camera, np.zeros((height, width), bool))
+            returns[uv[:, 1], uv[:, 0]] = True
     masks = {}
-    for camera, (count, total, squares, returns) in sums.items():
-        deviation = np.sqrt(np.maximum(squares / count - (total / count) ** 2, 0.0))
+    for camera, images in grey.items():
+        stack = np.stack(images).astype(np.float32)
+        deviation = np.median(np.abs(stack - np.median(stack, axis=0)), axis=0)
         if np.median(deviation) < STILL_GREY:
             raise MaskError(
                 f"scene {scene}, {camera}: most of the image never changes (the car stands "
                 "still?), so its own parts cannot be told. Give masks as files: --masks=DIR"
             )
-        masks[camera] = ~_own_car(deviation < STILL_GREY, returns > 0)
+        masks[camera] = ~_own_car(deviation < STILL_GREY, returned[camera])
     return masks
 
 

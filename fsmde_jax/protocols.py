@@ -25,6 +25,7 @@ class Protocol:
       lower_median: of an even count the lower of the two middle values, as torch has it, is the
         median; otherwise their mean.
       clamp_first: predictions are also clamped before they are scaled.
+      masks_own_car: where the car sees itself is left out (`config.evaluation.masks` says how).
       pool: errors are averaged over all pixels of this many consecutive samples' images of a
         camera at once; 1 is image by image.
       average: what the figures of images (or pools) are averaged over. "cameras": per camera,
@@ -37,6 +38,7 @@ class Protocol:
     min_depth_m: float | None
     lower_median: bool
     clamp_first: bool
+    masks_own_car: bool
     pool: int
     average: str
 
@@ -52,10 +54,11 @@ PROTOCOLS = {
             min_depth_m=None,
             lower_median=False,
             clamp_first=False,
+            masks_own_car=False,
             pool=1,
             average="cameras",
         ),
-        # 42dot/VFDepth. It also leaves out what its self-occlusion masks cover (`--masks`).
+        # 42dot/VFDepth.
         Protocol(
             "vfdepth",
             truth="prepared",
@@ -63,6 +66,7 @@ PROTOCOLS = {
             min_depth_m=0.0,
             lower_median=True,
             clamp_first=True,
+            masks_own_car=True,
             pool=4,
             average="pools",
         ),
@@ -74,6 +78,7 @@ PROTOCOLS = {
             min_depth_m=0.0,
             lower_median=True,
             clamp_first=False,
+            masks_own_car=False,
             pool=1,
             average="images",
         ),

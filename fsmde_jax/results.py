@@ -333,10 +333,11 @@ def _by_scene(
 
 def describe(about: dict[str, Any], methods: dict[str, dict], scenes: bool = True) -> str:
     """What was measured and how, then the tables, in Markdown; `scenes`: also a row a scene."""
-    intervals = "; ± is half the 95 % interval over scenes"
+    intervals = "one scene, so no intervals"
+    if about["scenes"] >= MIN_SCENES:
+        intervals = f"± is half the 95 % interval over {about['scenes']} scenes"
     parts = [
-        about["text"] + (intervals if about["scenes"] >= MIN_SCENES else "; one scene, no interval")
-        + ".",
+        f"{about['text']}; {intervals}.",
         mean_table(methods),
     ]  # fmt: skip
     if any("cross_view" in result for result in methods.values()):
