@@ -9,7 +9,7 @@ from PIL import Image
 
 from fsmde_jax import prepare
 from fsmde_jax.data import prepared
-from fsmde_jax.masks import CLEARED_ROWS, MIN_SAMPLES, MaskError, Masks
+from fsmde_jax.masks import MIN_SAMPLES, SQUARE_PX, MaskError, Masks
 
 HEIGHT, WIDTH = 40, 60
 OWN_CAR = np.zeros((HEIGHT, WIDTH), bool)
@@ -17,7 +17,10 @@ OWN_CAR[32:, 10:50] = True
 
 
 class Recording(prepared.PreparedSplit):
-    """A split of one camera: a changing street, a still sky, the own car below."""
+    """A split of one camera: a changing street, a still sky, the own car below.
+
+    One point of each sweep lands on the own car.
+    """
 
     def __init__(self, samples=MIN_SAMPLES, drives=True):
         self.directory, self.split = pathlib.Path("recording"), "val"
@@ -30,24 +33,29 @@ class Recording(prepared.PreparedSplit):
         image[:10] = 200  # sky
         image[OWN_CAR] = 250 if index == 3 else 30  # the sun comes out once
         row, column = np.nonzero(~OWN_CAR)
-        chosen = np.flatnonzero((row >= 10) & (rng.random(len(row)) < 0.1))
+        chosen = np.flatnonzero((row >= 10) & (rng.random(len(row)) < 0.3))
+        row, column = np.append(row[chosen], 38), np.append(column[chosen], 20 + 3 * index)
         # Native pixels are twice the prepared ones.
         return {
             "scene_id": "7", "camera_names": ["A"], "images": image[None],
             "native_sizes": np.array([[2 * HEIGHT, 2 * WIDTH]]),
-            "lidar_counts": np.array([len(chosen)]),
-            "lidar_uv": np.stack([column[chosen], row[chosen]], -1).astype(np.uint16) * 2,
-            "lidar_depth_m": np.ones(len(chosen), np.float32),
+            "lidar_counts": np.array([len(row)]),
+            "lidar_uv": np.stack([column, row], -1).astype(np.uint16) * 2,
+            "lidar_depth_m": np.ones(len(row), np.float32),
         }  # fmt: skip
 
 
 def test_the_estimate_finds_the_own_car_and_not_the_sky():
-    mask = Masks.estimate(Recording()).of_scene["7"]["A"]
+    recording = Recording()
+    masks = Masks.estimate(recording)
+    mask = masks.of_scene["7"]["A"]
     # LiDAR returns around the own car take a margin of it.
-    margin = CLEARED_ROWS + 1
+    margin = SQUARE_PX // 2 + 1
     assert not mask[32 + margin :, 10 + margin : 50 - margin].any()
-    assert mask[:28].all()
-    assert (~mask).sum() <= OWN_CAR.sum() * 1.1
+    assert mask[~OWN_CAR].all()
+    # The one point of each sweep that lands on it is left out.
+    depth_m = masks.hide_own_car(recording[2])["lidar_depth_m"]
+    assert depth_m[-1] == 0 and (depth_m[:-1] > 0).all()
 
 
 @pytest.mark.parametrize(
