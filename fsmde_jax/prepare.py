@@ -35,12 +35,12 @@ from array_record.python import array_record_module
 from tensorflow_datasets.core import splits as tfds_splits
 from tqdm import tqdm
 
-from fsmde_jax.data import dgp, nuscenes, prepared
+from fsmde_jax.data import dgp, nuscenes, prepared, rig_folder
 from fsmde_jax.data.recording import RecordingError
 from fsmde_jax.errors import UserError
 
 # Which module reads the recordings of a dataset.
-READERS = {"ddad": dgp, "world": dgp, "nuscenes": nuscenes}
+READERS = {"ddad": dgp, "world": dgp, "nuscenes": nuscenes, "rig": rig_folder}
 REPORTS_DIR = "scenes"
 _LISTED_SKIPS = 10
 
