@@ -35,6 +35,7 @@ from array_record.python import array_record_module
 from tensorflow_datasets.core import splits as tfds_splits
 from tqdm import tqdm
 
+from fsmde_jax import check_rig
 from fsmde_jax.data import dgp, nuscenes, prepared, rig_folder
 from fsmde_jax.data.recording import RecordingError
 from fsmde_jax.errors import UserError
@@ -605,7 +606,17 @@ def _define_flags() -> None:
     flags.DEFINE_enum("on_error", "stop", ("stop", "skip"), "What a bad file leads to.")
     flags.DEFINE_integer("num_workers", os.cpu_count(), "Processes; 0 or 1: this one.")
     flags.DEFINE_list("splits", ["train", "val"], "Of train, val, test.")
+    flags.DEFINE_bool("check", False, "Only look for faults of calibration; draws pictures.")
     flags.DEFINE_string("config_name", None, "Folder name, made from the options by default.")
+
+
+def _check(dataset: str, source: Path, data_dir: Path) -> int:
+    """Prints what looks wrong with a recording; 1 if anything does."""
+    _find_source(dataset, source)
+    pictures = data_dir / f"{dataset}_check"
+    faults = check_rig.check(READERS[dataset], source, tuple(flags.FLAGS.splits), pictures)
+    print(faults or f"{source}: nothing looks wrong", f"Pictures: {pictures}", sep="\n")
+    return 1 if faults else 0
 
 
 def main(argv: list[str]) -> int:
@@ -617,6 +628,8 @@ def main(argv: list[str]) -> int:
         raise app.UsageError(f"--image_size={values.image_size} is not like 384x640")
     height, width = map(int, values.image_size.split("x"))
     try:
+        if values.check:
+            return _check(values.dataset, Path(values.source), Path(values.data_dir))
         summary = prepare(
             dataset=values.dataset,
             source=Path(values.source),

@@ -250,7 +250,7 @@ def _check_schema(path: Path, content: Any, schema: dict[str, Any]) -> None:
         raise RecordingError(path, f"field `{field}`: {message}" + f" ({meaning})" * bool(meaning))
 
 
-def _intrinsics_problem(rows: list[list[float]]) -> str:
+def _intrinsics_problem(rows: list[list[int | float]]) -> str:
     """What makes a matrix no pinhole's, in words; "" where nothing does."""
     matrix = np.array(rows, np.float64)
     if not np.isfinite(matrix).all():
@@ -262,7 +262,7 @@ def _intrinsics_problem(rows: list[list[float]]) -> str:
     return ""
 
 
-def rigid_problem(rows: list[list[float]]) -> str:
+def rigid_problem(rows: list[list[int | float]]) -> str:
     """What makes a matrix no rigid motion, in words; "" where nothing does."""
     matrix = np.array(rows, np.float64)
     if not np.isfinite(matrix).all():
