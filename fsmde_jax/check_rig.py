@@ -26,6 +26,7 @@ import dataclasses
 import itertools
 import re
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -53,11 +54,11 @@ SWAP_GAIN, TURN_GAIN = 0.25, 0.06
 BODY_FROM_CAMERA = np.array([[0, 0, 1, 0], [-1, 0, 0, 0], [0, -1, 0, 0], [0, 0, 0, 1.0]])
 Y_UP_FROM_CAMERA = np.diag([1.0, -1, -1, 1])
 LIDAR_TURNS = {
-    "90° to the left about z": [[0, -1, 0], [1, 0, 0], [0, 0, 1.0]],
-    "90° to the right about z": [[0, 1, 0], [-1, 0, 0], [0, 0, 1.0]],
-    "180° about z": [[-1, 0, 0], [0, -1, 0], [0, 0, 1.0]],
-    "180° about x": [[1, 0, 0], [0, -1, 0], [0, 0, -1.0]],
-    "180° about y": [[-1, 0, 0], [0, 1, 0], [0, 0, -1.0]],
+    "90° to the left about z": np.array([[0.0, -1, 0], [1, 0, 0], [0, 0, 1]]),
+    "90° to the right about z": np.array([[0.0, 1, 0], [-1, 0, 0], [0, 0, 1]]),
+    "180° about z": np.diag([-1.0, -1, 1]),
+    "180° about x": np.diag([1.0, -1, -1]),
+    "180° about y": np.diag([-1.0, 1, -1]),
 }
 
 
@@ -84,12 +85,14 @@ class Frame:
     points_m: Float[np.ndarray, "p 3"]
     images: tuple[UInt8[np.ndarray, "_ _ 3"], ...]  # shrunk
 
-    def world_points_m(self, turn: list[list[float]] | None = None) -> Float[np.ndarray, "p 3"]:
+    def world_points_m(
+        self, turn: Float[np.ndarray, "3 3"] | None = None
+    ) -> Float[np.ndarray, "p 3"]:
         """The points in the world, after a turn of the LiDAR on its spot."""
         if self.sample.lidar is None:
             return self.points_m
         pose = self.sample.lidar.world_from_lidar
-        points_m = self.points_m if turn is None else self.points_m @ np.array(turn).T
+        points_m = self.points_m if turn is None else self.points_m @ turn.T
         return points_m @ pose[:3, :3].T + pose[:3, 3]
 
     def vehicle_points_m(self, camera: Camera) -> Float[np.ndarray, "p 3"]:
@@ -283,9 +286,10 @@ def _intrinsics_fault(camera: Camera) -> tuple[str, str] | None:
 
 def _names(cameras: tuple[Camera, ...], suspects: set[str]) -> list[Finding]:
     """Cameras whose names say another direction than their axes."""
+    yaws_deg = np.rad2deg(rig.yaw_rad(np.stack([c.vehicle_from_camera for c in cameras])))
     yaws = {
-        camera.name: float(np.rad2deg(rig.yaw_rad(camera.vehicle_from_camera)))
-        for camera in cameras
+        camera.name: float(yaw)
+        for camera, yaw in zip(cameras, yaws_deg, strict=True)
         if camera.name not in suspects
     }
     wrong = [name for name, yaw in yaws.items() if _contradicts(name, yaw)]
@@ -420,17 +424,11 @@ def _images(frames: list[Frame], sound: list[int]) -> list[Finding]:
         text = f"{reached}. Are the poses of LiDAR and cameras in the same frame?"
         return [Finding("LiDAR", "elsewhere", text)]
     shared = _mean([_shared(frame, sound) for frame in with_points])
-    found, order = _swaps(edges, shared, names)
-    agreement = _agreement(shared, order)
-    # A camera that agrees with no neighbour; one that agrees with some is not to blame.
-    best = np.nanmax(np.where(np.isnan(agreement), -np.inf, agreement), axis=1)
-    for i in np.flatnonzero(np.isfinite(best) & (best < MIN_AGREEMENT)):
-        found.append(Finding(names[i], "misplaced", (
-            "does not fit its neighbours: the brightness of LiDAR points that both see correlates "
-            f"by {best[i]:.2f} at most; in a sound rig 0.6 or more. Look at its LiDAR overlay: is "
-            "its rotation, or its focal length, another camera's?"
-        )))  # fmt: skip
-    return found or _lidar_turn(with_points, sound)
+    found = _swaps(edges, shared, names)
+    # Few cameras cannot speak for the LiDAR.
+    if not found and 2 * len(sound) >= len(frames[0].images):
+        found = _lidar_turn(with_points, sound)
+    return found or _misplaced(np.diagonal(edges), _agreement(shared, range(len(sound))), names)
 
 
 def _mean(arrays: list[np.ndarray]) -> np.ndarray:
@@ -469,7 +467,7 @@ def _shared(frame: Frame, sound: list[int]) -> Float[np.ndarray, "n n i j"]:
     return shared
 
 
-def _agreement(shared: Float[np.ndarray, "n n i j"], order: list[int]) -> np.ndarray:
+def _agreement(shared: Float[np.ndarray, "n n i j"], order: Sequence[int]) -> np.ndarray:
     """[n n]: correlation of each pair's shared points if camera a took the image `order[a]`."""
     n = len(order)
     return np.array([[shared[a, b, order[a], order[b]] for b in range(n)] for a in range(n)])
@@ -477,8 +475,8 @@ def _agreement(shared: Float[np.ndarray, "n n i j"], order: list[int]) -> np.nda
 
 def _swaps(
     edges: Float[np.ndarray, "i n"], shared: Float[np.ndarray, "n n i j"], names: list[str]
-) -> tuple[list[Finding], list[int]]:
-    """Pairs of cameras whose images fit better when exchanged, best first; the order then."""
+) -> list[Finding]:
+    """Pairs of cameras whose images fit better when exchanged, best first."""
     order, found = list(range(len(names))), []
     while len(found) < len(names) // 2:
         gains = {}
@@ -498,13 +496,37 @@ def _swaps(
             "calibrations, or their images"
         )))  # fmt: skip
         order[i], order[j] = order[j], order[i]
-    return found, order
+    return found
+
+
+def _misplaced(
+    edges: Float[np.ndarray, "n"], agreement: Float[np.ndarray, "n n"], names: list[str]
+) -> list[Finding]:
+    """Cameras that agree with no neighbour; a neighbour of theirs is not to blame for that.
+
+    Args:
+      edges: how well each image fits its own calibration; decides between two that disagree.
+    """
+    found, agreement = [], np.where(np.isnan(agreement), np.inf, agreement)
+    while True:
+        best = np.where(np.isinf(agreement), -np.inf, agreement).max(axis=1)
+        blamed = np.flatnonzero(np.isfinite(best) & (best < MIN_AGREEMENT))
+        if not len(blamed):
+            return found
+        disagreements = (agreement < MIN_AGREEMENT).sum(axis=1)
+        i = max(blamed, key=lambda i: (disagreements[i], -np.nan_to_num(edges[i])))
+        found.append(Finding(names[i], "misplaced", (
+            "does not fit its neighbours: the brightness of LiDAR points that both see correlates "
+            f"by {best[i]:.2f} at most; in a sound rig 0.6 or more. Look at its LiDAR overlay: is "
+            "its rotation, or its focal length, another camera's?"
+        )))  # fmt: skip
+        agreement[i, :] = agreement[:, i] = np.inf
 
 
 def _lidar_turn(frames: list[Frame], sound: list[int]) -> list[Finding]:
     """Whether the sweeps fit the images better after a turn of the LiDAR."""
 
-    def score(turn: list[list[float]] | None) -> Float[np.ndarray, "n"]:
+    def score(turn: Float[np.ndarray, "3 3"] | None) -> Float[np.ndarray, "n"]:
         return _mean([
             np.concatenate([
                 _edge_agreement(frame.world_points_m(turn), frame.sample.cameras[i],

@@ -610,11 +610,11 @@ def _define_flags() -> None:
     flags.DEFINE_string("config_name", None, "Folder name, made from the options by default.")
 
 
-def _check(dataset: str, source: Path, data_dir: Path) -> int:
-    """Prints what looks wrong with a recording; 1 if anything does."""
+def check(dataset: str, source: Path, data_dir: Path, splits: tuple[str, ...]) -> int:
+    """Prints what looks wrong with a recording and draws it; 1 if anything does."""
     _find_source(dataset, source)
     pictures = data_dir / f"{dataset}_check"
-    faults = check_rig.check(READERS[dataset], source, tuple(flags.FLAGS.splits), pictures)
+    faults = check_rig.check(READERS[dataset], source, splits, pictures)
     print(faults or f"{source}: nothing looks wrong", f"Pictures: {pictures}", sep="\n")
     return 1 if faults else 0
 
@@ -629,7 +629,12 @@ def main(argv: list[str]) -> int:
     height, width = map(int, values.image_size.split("x"))
     try:
         if values.check:
-            return _check(values.dataset, Path(values.source), Path(values.data_dir))
+            return check(
+                values.dataset,
+                Path(values.source),
+                Path(values.data_dir),
+                tuple(values.splits),
+            )
         summary = prepare(
             dataset=values.dataset,
             source=Path(values.source),

@@ -144,7 +144,9 @@ def draw_overlays(
       overlays: camera, image, pixels of the points in that image, their depths in metres.
       max_depth_m: end of the colour range.
     """
-    ordered = sorted(overlays, key=lambda entry: -rig.yaw_rad(entry[0].vehicle_from_camera))
+    poses = np.stack([camera.vehicle_from_camera for camera, *_ in overlays])
+    yaw_deg = np.rad2deg(rig.yaw_rad(poses))
+    ordered = [overlays[i] for i in np.argsort(-yaw_deg)]
     columns = min(3, len(ordered))
     rows = -(-len(ordered) // columns)
     height, width = ordered[0][1].shape[:2]
@@ -153,11 +155,13 @@ def draw_overlays(
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for axis in axes:
         axis.axis("off")
-    for axis, (camera, image, xy, depth_m) in zip(axes, ordered, strict=False):
+    ordered_yaw_deg = -np.sort(-yaw_deg)
+    for axis, (camera, image, xy, depth_m), yaw in zip(
+        axes, ordered, ordered_yaw_deg, strict=False
+    ):
         scale = max(1, round(640 / image.shape[1]))
         axis.imshow(lidar_overlay(image, xy, depth_m, max_depth_m, scale))
-        yaw_deg = np.rad2deg(rig.yaw_rad(camera.vehicle_from_camera))
-        axis.set_title(f"{camera.name}  {yaw_deg:+.0f}°, {len(xy)} points", fontsize=9)
+        axis.set_title(f"{camera.name}  {yaw:+.0f}°, {len(xy)} points", fontsize=9)
     figure.subplots_adjust(0.01, 0.01, 0.93, 0.95, wspace=0.02, hspace=0.1)
     _colour_bar(figure, max_depth_m)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,11 +1,14 @@
 import json
 import shutil
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
-from fsmde_jax.data import dgp, prepared, recording, rig_folder
+from fsmde_jax import sharding
+from fsmde_jax.config import ConfigError, default_config
+from fsmde_jax.data import dgp, pipeline, prepared, recording, rig_folder
 from fsmde_jax.data.recording import Lidar, RecordingError
 from fsmde_jax.data.world import WorldConfig, rig_layout, write_world
 from fsmde_jax.prepare import PrepareError, prepare
@@ -413,3 +416,42 @@ def assert_same_sample(ours, theirs):
         np.testing.assert_array_equal(a.vehicle_from_camera, b.vehicle_from_camera)
         np.testing.assert_allclose(a.world_from_camera, b.world_from_camera, atol=1e-9)
         np.testing.assert_array_equal(recording.read_image(a), recording.read_image(b))
+
+
+# Training on it
+
+
+def batches_of(root, start):
+    config = default_config()
+    config.data.update(
+        dataset="rig", config_name="tiny", data_dir=str(root.parent / "out"), cameras=(),
+        batch_size=8, eval_batch_size=8, num_threads=1,
+    )  # fmt: skip
+    mesh = sharding.make_mesh(config.mesh)
+    return start(config.data, sharding.batch_sharding(mesh))
+
+
+def test_training_without_lidar_is_refused(root):
+    without_lidar(root)
+    run(root)
+    with pytest.raises(ConfigError, match="has no LiDAR points"):
+        batches_of(root, lambda data, place: pipeline.train_batches(data, 0, place))
+
+
+def test_images_without_lidar_still_come_in_batches(root):
+    without_lidar(root)
+    run(root)
+    batches = batches_of(root, lambda data, place: pipeline.eval_batches(data, "val", place))
+    batch = jax.device_get(next(batches))
+    batches.close()
+    assert batch["image"].shape == (8, 2, 12, 20, 3) and batch["camera_mask"][0].all()
+    assert batch["lidar_xy"].shape == (8, 2, 0, 2) and batch["lidar_depth_m"].shape == (8, 2, 0)
+
+
+def test_cameras_of_a_rig_come_from_its_data(root):
+    run(root)
+    batches = batches_of(root, lambda data, place: pipeline.train_batches(data, 0, place))
+    batch = jax.device_get(next(batches))
+    batches.close()
+    assert batch["image"].shape == (8, 2, 12, 20, 3)
+    assert ((batch["lidar_depth_m"] > 0).sum(axis=2) > 0).all()
