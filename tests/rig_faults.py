@@ -199,6 +199,6 @@ FAULTS: dict[str, tuple[Plant, set[str], str]] = {
     ),
     "degrees where radians were meant": (
         _of_pose("CAMERA_07", lambda pose: _turn_about_z(np.degrees(117) - 117) @ pose),
-        {"CAMERA_07"}, "does not fit its neighbours",
+        {"CAMERA_07"}, "does not fit the neighbours",
     ),
 }  # fmt: skip
