@@ -1,5 +1,8 @@
 import json
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -13,6 +16,7 @@ from fsmde_jax.data.recording import Lidar, RecordingError
 from fsmde_jax.data.world import WorldConfig, rig_layout, write_world
 from fsmde_jax.prepare import PrepareError, prepare
 
+REPOSITORY = Path(__file__).parents[1]
 HEIGHT, WIDTH = 24, 40
 POINTS = np.array([[5.0, 0.5, 0.2, 0.1], [7.0, -1.0, 1.5, 0.3], [9.0, 2.0, -0.5, 0.7]])
 LOOKING_FORWARD = [[0, 0, 1, 1.5], [-1, 0, 0, 0.1], [0, -1, 0, 1.4], [0, 0, 0, 1]]
@@ -404,6 +408,19 @@ def test_the_world_as_a_rig_has_the_same_samples(tmp_path):
             assert len(ours) == len(theirs) == 2
             for index in range(2):
                 assert_same_sample(ours.sample(index), theirs.sample(index))
+
+
+def test_the_command_writes_a_rig_whole_or_refuses(tmp_path):
+    command = [sys.executable, "-m", "fsmde_jax.data.world", "--layout=rig",
+               f"--out={tmp_path / 'raw'}", "--train_scenes=1", "--val_scenes=1",
+               "--samples_per_scene=1"]  # fmt: skip
+    made = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, check=False)
+    assert made.returncode == 0, made.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["raw"]
+    rig = rig_folder.read_rig(tmp_path / "raw" / "rig.json")
+    assert rig["splits"] == {"train": ["000000"], "val": ["000001"]} and len(rig["cameras"]) == 6
+    again = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, check=False)
+    assert again.returncode == 1 and "is there already" in again.stderr
 
 
 def assert_same_sample(ours, theirs):

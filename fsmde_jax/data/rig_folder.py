@@ -283,9 +283,9 @@ def rigid_problem(rows: list[list[int | float]]) -> str:
 def _check_masks(folder: Path, rig: dict[str, Any]) -> None:
     """Each mask belongs to a camera and has the size of its images."""
     sizes = {camera["name"]: (camera["width"], camera["height"]) for camera in rig["cameras"]}
-    for path in sorted(folder.glob("*")):
-        if path.suffix != ".png" or path.stem not in sizes:
-            raise RecordingError(path, f"not the mask of a camera; use {', '.join(sizes)} and .png")
+    for path in sorted(folder.glob("*.png")):
+        if path.stem not in sizes:
+            raise RecordingError(path, f"not the mask of a camera; there are {', '.join(sizes)}")
         try:
             with Image.open(path) as image:
                 size = image.size
