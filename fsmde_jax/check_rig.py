@@ -181,6 +181,8 @@ def _small_image(camera: Camera) -> UInt8[np.ndarray, "_ _ 3"]:
 def findings(frames: list[Frame]) -> list[Finding]:
     """What looks wrong in frames of one scene; images are compared only of sound cameras."""
     cameras = frames[0].sample.cameras
+    if height := _sweep_height(frames[0]):
+        return [height]
     found = [finding for camera in cameras for finding in _camera(camera, frames[0])]
     found += _names(cameras, {finding.what for finding in found})
     found += _twins(frames[0])
@@ -244,10 +246,14 @@ def _road_height_m(points_m: Float[np.ndarray, "p 3"]) -> float | None:
     return float(np.percentile(near[:, 2], 10)) if len(near) >= MIN_SHARED_POINTS else None
 
 
+def _is_upright(pose: Float[np.ndarray, "4 4"]) -> bool:
+    return bool(pose[2, 1] < -MIN_DOWN and abs(pose[2, 0]) < MAX_ROLL)
+
+
 def _is_plausible(pose: Float[np.ndarray, "4 4"], road_m: float | None) -> bool:
     """Upright, and a little above the road."""
-    upright = pose[2, 1] < -MIN_DOWN and abs(pose[2, 0]) < MAX_ROLL
-    return bool(upright and (road_m is None or HEIGHT_M[0] < pose[2, 3] - road_m < HEIGHT_M[1]))
+    above = road_m is None or HEIGHT_M[0] < pose[2, 3] - road_m < HEIGHT_M[1]
+    return _is_upright(pose) and bool(above)
 
 
 def _attitude(pose: Float[np.ndarray, "4 4"], road_m: float | None) -> str:
@@ -351,6 +357,21 @@ def _twins(frame: Frame) -> list[Finding]:
             text = "have the same picture: was a folder copied under another name?"
             found.append(Finding(what, "same picture", text))
     return found
+
+
+def _sweep_height(frame: Frame) -> Finding | None:
+    """Sound cameras, all at an impossible height over the road: then the LiDAR's pose is wrong."""
+    heights_m = []
+    for camera in frame.sample.cameras:
+        pose, road_m = camera.vehicle_from_camera, _road_height_m(frame.vehicle_points_m(camera))
+        near = np.linalg.norm(pose[:3, 3]) < MAX_DISTANCE_M
+        if road_m is None or not near or not _is_upright(pose) or _is_plausible(pose, road_m):
+            return None
+        heights_m.append(pose[2, 3] - road_m)
+    return Finding("LiDAR", "height", (
+        f"all cameras would be {min(heights_m):.1f} to {max(heights_m):.1f} m above its road. Is "
+        "it upside down in vehicle_from_lidar, or its height there wrong?"
+    ))  # fmt: skip
 
 
 def _sweep_unit(frame: Frame) -> Finding | None:

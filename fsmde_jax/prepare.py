@@ -35,7 +35,6 @@ from array_record.python import array_record_module
 from tensorflow_datasets.core import splits as tfds_splits
 from tqdm import tqdm
 
-from fsmde_jax import check_rig
 from fsmde_jax.data import dgp, nuscenes, prepared, rig_folder
 from fsmde_jax.data.recording import RecordingError
 from fsmde_jax.errors import UserError
@@ -612,6 +611,8 @@ def _define_flags() -> None:
 
 def check(dataset: str, source: Path, data_dir: Path, splits: tuple[str, ...]) -> int:
     """Prints what looks wrong with a recording and draws it; 1 if anything does."""
+    from fsmde_jax import check_rig  # slow to import, and every worker imports this module
+
     _find_source(dataset, source)
     pictures = data_dir / f"{dataset}_check"
     faults = check_rig.check(READERS[dataset], source, splits, pictures)

@@ -119,6 +119,22 @@ def _turn_lidar(degrees: float) -> Plant:
     )
 
 
+def _upside_down_lidar(root: Path) -> None:
+    """Sweeps in the frame of a LiDAR on the roof, whose y and z axes have the wrong sign."""
+    roof_m = 1.72
+    for path in root.glob("*/lidar/*.npy"):
+        np.save(path, np.load(path) - [0, 0, roof_m, 0])
+    pose = np.diag([1.0, -1.0, -1.0, 1.0])
+    pose[2, 3] = roof_m
+    edit(root, lambda rig: rig["lidar"].update(vehicle_from_lidar=pose.tolist()))
+
+
+def _lidar_far_below(root: Path) -> None:
+    pose = np.eye(4)
+    pose[2, 3] = -17.2
+    edit(root, lambda rig: rig["lidar"].update(vehicle_from_lidar=pose.tolist()))
+
+
 def _scale_sweeps(root: Path) -> None:
     for path in root.glob("*/lidar/*.npy"):
         np.save(path, np.load(path) * [1000, 1000, 1000, 1])
@@ -191,6 +207,8 @@ FAULTS: dict[str, tuple[Plant, set[str], str]] = {
     ),
     "LiDAR turned by 90 degrees": (_turn_lidar(90), {"LiDAR"}, "90° to the right about z"),
     "LiDAR turned by 180 degrees": (_turn_lidar(180), {"LiDAR"}, "180° about z"),
+    "LiDAR upside down": (_upside_down_lidar, {"LiDAR"}, "vehicle_from_lidar"),
+    "LiDAR at a wrong height": (_lidar_far_below, {"LiDAR"}, "its height there wrong"),
     "one calibration copied": (
         lambda root: edit(root, _copy_calibration), {"CAMERA_05 and CAMERA_06"}, "same pose"
     ),
