@@ -73,7 +73,8 @@ def _data() -> ConfigDict:
     data.config_name = "384x640"
     data.train_split = "train"
     data.eval_split = "val"
-    data.cameras = DDAD_CAMERAS  # the rig, in ring order; a dataset with others is refused
+    # The rig, in ring order; a dataset with others is refused. (): as the dataset has them.
+    data.cameras = DDAD_CAMERAS
     data.downscale = 1  # trains on prepared images shrunk by this whole number
     data.batch_size = 8  # samples (rings of images) over all devices
     data.eval_batch_size = 8

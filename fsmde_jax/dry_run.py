@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 
 from fsmde_jax import sharding, tasks, teacher_targets
 from fsmde_jax.config import ConfigError
+from fsmde_jax.data import pipeline
 from fsmde_jax.models import hub_config
 from fsmde_jax.state import Model, init_state
 from fsmde_jax.train import make_optimizer, make_train_step
@@ -49,7 +50,9 @@ def batch_shapes(
 ) -> dict[str, jax.ShapeDtypeStruct]:
     """The fields of `data/pipeline.py` for this config; the prepared size is in its name."""
     height, width = (int(x) // config.data.downscale for x in _prepared_size(config))
-    b, n, p = config.data.batch_size, len(config.data.cameras), config.data.points_per_image
+    # Only an own rig's cameras are not in the config; then its data must be there.
+    cameras = config.data.cameras or pipeline.open_data(config.data, config.data.train_split)[1]
+    b, n, p = config.data.batch_size, len(cameras), config.data.points_per_image
     fields = {
         "image": ((b, n, height, width, 3), jnp.uint8),
         "camera_mask": ((b, n), jnp.bool_),

@@ -36,12 +36,12 @@ from array_record.python import array_record_module
 from tensorflow_datasets.core import splits as tfds_splits
 from tqdm import tqdm
 
-from fsmde_jax.data import dgp, nuscenes, prepared
+from fsmde_jax.data import dgp, nuscenes, prepared, rig_folder
 from fsmde_jax.data.recording import RecordingError
 from fsmde_jax.errors import UserError
 
 # Which module reads the recordings of a dataset.
-READERS = {"ddad": dgp, "world": dgp, "nuscenes": nuscenes}
+READERS = {"ddad": dgp, "world": dgp, "nuscenes": nuscenes, "rig": rig_folder}
 REPORTS_DIR = "scenes"
 PLAN_DIR = "plan"
 _LISTED_SKIPS = 10
@@ -630,7 +630,19 @@ def _define_flags() -> None:
     flags.DEFINE_enum("on_error", "stop", ("stop", "skip"), "What a bad file leads to.")
     flags.DEFINE_integer("num_workers", os.cpu_count(), "Processes; 0 or 1: this one.")
     flags.DEFINE_list("splits", ["train", "val"], "Of train, val, test.")
+    flags.DEFINE_bool("check", False, "Only look for faults of calibration; draws pictures.")
     flags.DEFINE_string("config_name", None, "Folder name, made from the options by default.")
+
+
+def check(dataset: str, source: Path, data_dir: Path, splits: tuple[str, ...]) -> int:
+    """Prints what looks wrong with a recording and draws it; 1 if anything does."""
+    from fsmde_jax import check_rig  # slow to import, and every worker imports this module
+
+    _find_source(dataset, source)
+    pictures = data_dir / f"{dataset}_check"
+    faults = check_rig.check(READERS[dataset], source, splits, pictures)
+    print(faults or f"{source}: nothing looks wrong", f"Pictures: {pictures}", sep="\n")
+    return 1 if faults else 0
 
 
 def main(argv: list[str]) -> int:
@@ -644,6 +656,13 @@ def main(argv: list[str]) -> int:
             raise app.UsageError(f"--image_size={values.image_size} is not like 384x640")
         image_size = tuple(map(int, values.image_size.split("x")))
     try:
+        if values.check:
+            return check(
+                values.dataset,
+                Path(values.source),
+                Path(values.data_dir),
+                tuple(values.splits),
+            )
         summary = prepare(
             dataset=values.dataset,
             source=Path(values.source),

@@ -7,8 +7,10 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.patches import Wedge
 
 from fsmde_jax import rig
+from fsmde_jax.data.recording import Camera
 
 COLOUR_MAP = "turbo_r"  # near is red, far is blue
 MIN_DEPTH_M = 1.0
@@ -80,6 +82,87 @@ def draw_ring(
     for row, name in enumerate(("image", "LiDAR", "prediction")):
         axes[row, 0].set_ylabel(name, fontsize=9)
     figure.subplots_adjust(0.02, 0.02, 0.93, 0.93, wspace=0.02, hspace=0.02)
+    _colour_bar(figure, max_depth_m)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+
+
+def draw_from_above(
+    names: list[str],
+    vehicle_from_camera: Float[np.ndarray, "n 4 4"],
+    intrinsics: Float[np.ndarray, "n 3 3"],
+    widths_px: list[int],
+    points_m: Float[np.ndarray, "p 3"],
+    path: pathlib.Path,
+) -> None:
+    """The ring in the vehicle's frame, forward up: near by with the cameras, far with the LiDAR.
+
+    A camera is a dot, its field of view a wedge around its optical axis.
+    """
+    figure = Figure(figsize=(13, 6.5), dpi=110)
+    FigureCanvasAgg(figure)
+    positions_m = vehicle_from_camera[:, :3, 3]
+    reach_m = 2 * max(1.5, float(np.abs(positions_m[:, :2]).max()))
+    yaw_deg = np.rad2deg(rig.yaw_rad(vehicle_from_camera))
+    beside_m, ahead_m, up_m = -points_m[:, 1], points_m[:, 0], points_m[:, 2]
+    for axis, limit_m, wedge_m in zip(
+        figure.subplots(1, 2), (reach_m, 40.0), (0.4 * reach_m, 30.0), strict=True
+    ):
+        axis.scatter(beside_m, ahead_m, s=0.4, c=up_m, cmap="viridis", vmin=-1, vmax=5)
+        for i, name in enumerate(names):
+            centre_px = intrinsics[i, 0, 2]
+            left_deg, right_deg = np.rad2deg(
+                np.arctan2([centre_px, widths_px[i] - centre_px], intrinsics[i, 0, 0])
+            )
+            at = np.array([-positions_m[i, 1], positions_m[i, 0]])
+            facing_deg = 90 + yaw_deg[i]  # forward is up, and left of it anticlockwise
+            facing = np.deg2rad(facing_deg)
+            tip = at + np.array([np.cos(facing), np.sin(facing)]) * wedge_m
+            first_deg, last_deg = facing_deg - right_deg, facing_deg + left_deg
+            axis.add_patch(Wedge(at, wedge_m, first_deg, last_deg, color=f"C{i}", alpha=0.2))
+            axis.plot([at[0], tip[0]], [at[1], tip[1]], color=f"C{i}")
+            axis.plot(*at, "o", color=f"C{i}")
+            axis.text(*tip, f"{name}\n{yaw_deg[i]:+.0f}°, {positions_m[i, 2]:.1f} m up",
+                      fontsize=8, ha="center", va="center", clip_on=True)  # fmt: skip
+        axis.set(xlim=(-limit_m, limit_m), ylim=(-limit_m, limit_m), aspect="equal")
+        axis.set(xlabel="right of the origin (m)", ylabel="ahead of the origin (m)")
+    figure.suptitle("From above; LiDAR coloured by height. Wedges are the fields of view", size=10)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+
+
+def draw_overlays(
+    overlays: list[
+        tuple[Camera, UInt8[np.ndarray, "_ _ 3"], Float[np.ndarray, "_ 2"], Float[np.ndarray, "_"]]
+    ],
+    path: pathlib.Path,
+    max_depth_m: float = 80.0,
+) -> None:
+    """LiDAR over the image of every camera, from left of the car to right of it.
+
+    Args:
+      overlays: camera, image, pixels of the points in that image, their depths in metres.
+      max_depth_m: end of the colour range.
+    """
+    poses = np.stack([camera.vehicle_from_camera for camera, *_ in overlays])
+    yaw_deg = np.rad2deg(rig.yaw_rad(poses))
+    ordered = [overlays[i] for i in np.argsort(-yaw_deg)]
+    columns = min(3, len(ordered))
+    rows = -(-len(ordered) // columns)
+    height, width = ordered[0][1].shape[:2]
+    figure = Figure(figsize=(5 * columns + 1, (5 * height / width + 0.3) * rows), dpi=110)
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axis in axes:
+        axis.axis("off")
+    ordered_yaw_deg = -np.sort(-yaw_deg)
+    for axis, (camera, image, xy, depth_m), yaw in zip(
+        axes, ordered, ordered_yaw_deg, strict=False
+    ):
+        scale = max(1, round(640 / image.shape[1]))
+        axis.imshow(lidar_overlay(image, xy, depth_m, max_depth_m, scale))
+        axis.set_title(f"{camera.name}  {yaw:+.0f}°, {len(xy)} points", fontsize=9)
+    figure.subplots_adjust(0.01, 0.01, 0.93, 0.95, wspace=0.02, hspace=0.1)
     _colour_bar(figure, max_depth_m)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)

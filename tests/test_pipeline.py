@@ -188,6 +188,13 @@ def test_another_rig_is_refused_with_both_names(config):
         pipeline.open_data(other.data, "train")
 
 
+def test_an_empty_list_of_cameras_takes_the_datasets_own(config):
+    other = config.copy_and_resolve_references()
+    other.data.cameras = ()
+    _, cameras = pipeline.open_data(other.data, "train")
+    assert cameras == tuple(config.data.cameras)
+
+
 def test_batch_size_must_fit_the_devices(config, mesh):
     other = config.copy_and_resolve_references()
     other.data.batch_size = 6

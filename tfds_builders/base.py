@@ -101,18 +101,7 @@ class RigBuilder(tfds.core.GeneratorBasedBuilder):
         Raises `RecordingError` for any file that is missing or broken.
         """
         cameras = self.ring_order(sample)
-        points_m = self.READER.read_points(sample.lidar)
-        projected = [
-            lidar.project_points(
-                points_m,
-                sample.lidar.world_from_lidar,
-                camera.world_from_camera,
-                camera.intrinsics,
-                camera.size,
-                self.PROJECTION,
-            )
-            for camera in cameras
-        ]
+        projected = self._project(sample.lidar, cameras)
         size = self.builder_config.image_size
         return {
             "sample_id": f"{sample.scene_id}/{sample.index:06d}",
@@ -135,6 +124,25 @@ class RigBuilder(tfds.core.GeneratorBasedBuilder):
                 np.float32
             ),
         }
+
+    def _project(
+        self, sweep: recording.Lidar | None, cameras: list[recording.Camera]
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Pixels and depths of each camera; none where the sample has no LiDAR."""
+        if sweep is None:
+            return [(np.zeros((0, 2), np.int64), np.zeros(0)) for _ in cameras]
+        points_m = self.READER.read_points(sweep)
+        return [
+            lidar.project_points(
+                points_m,
+                sweep.world_from_lidar,
+                camera.world_from_camera,
+                camera.intrinsics,
+                camera.size,
+                self.PROJECTION,
+            )
+            for camera in cameras
+        ]
 
     def ring_order(self, sample: recording.Sample) -> list[recording.Camera]:
         """The cameras present, in the order in which they are stored."""

@@ -36,19 +36,20 @@ _OPTIONAL = {"prepared_images": "teacher_image", "prediction": "prediction", "co
 
 
 def open_data(config: ConfigDict, split: str) -> tuple[prepared.PreparedSplit, tuple[str, ...]]:
-    """The prepared split and the cameras of its rig in the config's order."""
+    """The prepared split and the cameras of its rig in the config's order, or in its own order."""
     source = prepared.open_split(
         pathlib.Path(config.data_dir), config.dataset, config.config_name, split
     )
     found = source.rig["cameras"]
-    unknown = sorted(set(found) - set(config.cameras))
+    named = tuple(config.cameras) or tuple(found)
+    unknown = sorted(set(found) - set(named))
     if unknown:
         raise ConfigError(
             f"config.data.cameras is the rig {tuple(config.cameras)}, but the prepared dataset "
             f"{source.rig['dataset']!r} in {source.directory} was recorded with {tuple(found)}: "
             "name a config for that rig, or set config.data.cameras"
         )
-    return source, tuple(name for name in config.cameras if name in found)
+    return source, tuple(name for name in named if name in found)
 
 
 def train_batches(
@@ -70,6 +71,11 @@ def train_batches(
       stored: also the teacher's outputs in this cache.
     """
     source, cameras = open_data(config, config.train_split)
+    if not with_dense and not source.rig["max_points_per_image"]:
+        raise ConfigError(
+            f"{source.directory} has no LiDAR points, and training learns metres from them: "
+            "prepare a recording with LiDAR (of the same rig, to use the student on this one)"
+        )
     to_rig = functools.partial(
         place_on_rig,
         cameras=cameras,

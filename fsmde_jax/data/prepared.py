@@ -122,13 +122,18 @@ def raw_data_help(dataset: str) -> str:
     if dataset == "world":
         return (
             "The miniature world is written by `python -m fsmde_jax.main --config=configs/demo.py` "
-            "or by fsmde_jax.data.world.write_world(WorldConfig(), RAW)."
+            "or by `python -m fsmde_jax.data.world --out=RAW`."
         )
     if dataset == "nuscenes":
         return (
             "Download nuScenes v1.0-mini or v1.0-trainval (non-commercial licence) from "
             "nuscenes.org and unpack its archives into one folder, RAW, which then holds samples/, "
             "sweeps/ and v1.0-mini/ or v1.0-trainval/."
+        )
+    if dataset == "rig":
+        return (
+            "RAW is a folder with rig.json, as tfds_builders/rig/README.md describes it; for a "
+            "miniature one: python -m fsmde_jax.data.world --out=RAW --layout=rig"
         )
     return (
         "Download the DDAD train+val archive (ddad_train_val, 257 GB, CC BY-NC-SA 4.0) from the "

@@ -74,7 +74,7 @@ class Sample:
     scene_id: str
     index: int
     cameras: tuple[Camera, ...]  # sorted by name
-    lidar: Lidar
+    lidar: Lidar | None
 
 
 def read_image(camera: Camera) -> Image.Image:

@@ -1,0 +1,1 @@
+"""A user's own rig: surround images, calibration and, where there is one, LiDAR."""
