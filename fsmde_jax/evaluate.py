@@ -528,7 +528,7 @@ def _define_flags() -> None:
     flags.DEFINE_string("masks", None, "Folder of self-occlusion masks, or 'estimate'.")
     flags.DEFINE_bool("flip_average", None, "Average with the prediction of the mirror image.")
     flags.DEFINE_enum("on_error", "stop", ("stop", "skip"), "What a bad prediction leads to.")
-    flags.DEFINE_string("out", None, "Folder of the report; RUN/report, or DIR/report.")
+    flags.DEFINE_string("out", None, "Folder of the report; RUN/report, or DIR_report.")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -549,7 +549,9 @@ def main(argv: Sequence[str]) -> None:
 
 def _run(values: flags.FlagValues) -> str:
     folder = pathlib.Path(values.checkpoint or values.predictions)
-    out = pathlib.Path(values.out) if values.out else folder / "report"
+    # Not into the folder of predictions, where pictures would be taken for some.
+    default = folder / "report" if values.checkpoint else folder.with_name(f"{folder.name}_report")
+    out = pathlib.Path(values.out or default)
     config = config_lib.load_config(folder) if values.checkpoint else values.config
     on = config.copy_and_resolve_references()
     if values.config:

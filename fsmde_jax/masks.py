@@ -26,8 +26,8 @@ MIN_SAMPLES = 8
 MAX_SAMPLES = 40  # of a scene, evenly spaced
 # Where LiDAR hardly returns: fewer than this share of what the image gets elsewhere (median), in a
 # square of this many pixels. Not none at all: the LiDAR sits higher than a camera, so points behind
-# the own car's edge are projected onto it. On a real scene of DDAD's rig the hand-made masks' 3.5 to
-# 4.9 % of the image held 0.15 to 0.24 % of its points, a twentieth of the usual density.
+# the own car's edge are projected onto it. On a real scene of DDAD's rig, 3.5 to 4.9 % of an image
+# are own car by hand and held 0.15 to 0.24 % of its points, a twentieth of the usual density.
 RARE_RETURNS = 0.1
 SQUARE_PX = 7
 

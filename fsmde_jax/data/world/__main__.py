@@ -9,13 +9,19 @@ import sys
 
 from absl import app, flags
 
-from fsmde_jax.data.world import rig_layout
+from fsmde_jax.data.world.nuscenes_layout import write_nuscenes
+from fsmde_jax.data.world.rig_layout import write_rig
 from fsmde_jax.data.world.writer import WorldConfig, write_world
 from fsmde_jax.errors import UserError
 
 OUT = flags.DEFINE_string("out", None, "The folder to make.", required=True)
+# How a world in the DGP layout is written again in another one.
+WRITERS = {"nuscenes": write_nuscenes, "rig": write_rig}
 LAYOUT = flags.DEFINE_enum(
-    "layout", "dgp", ["dgp", "rig"], "On disk: DDAD's layout (DGP), or the folder of an own rig."
+    "layout",
+    "dgp",
+    ["dgp", *WRITERS],
+    "On disk: DDAD's layout (DGP), nuScenes' tables, or the folder of an own rig.",
 )
 SEED = flags.DEFINE_integer("seed", 0, "Other streets.")
 TRAIN_SCENES = flags.DEFINE_integer("train_scenes", 32, "Streets to train on.")
@@ -39,20 +45,20 @@ def main(_) -> None:
         if LAYOUT.value == "dgp":
             write_world(config, out)
         else:
-            _write_rig(config, out)
+            _write_as(LAYOUT.value, config, out)
     except (UserError, ValueError) as error:
         sys.exit(f"error: {error}")
     print(f"{LAYOUT.value} layout: {out}")
 
 
-def _write_rig(config: WorldConfig, out: pathlib.Path) -> None:
-    """Draws beside `out` in the DGP layout and puts the rig's folder in place when it is whole."""
+def _write_as(layout: str, config: WorldConfig, out: pathlib.Path) -> None:
+    """Draws beside `out` in the DGP layout and puts the other one in place when it is whole."""
     if out.exists():
         raise UserError(f"{out} is there already; remove it, or choose another --out")
     world, unfinished = (out.with_name(f"{out.name}.{part}") for part in ("dgp", "unfinished"))
     write_world(config, world)
     shutil.rmtree(unfinished, ignore_errors=True)
-    rig_layout.write_rig(world, unfinished)
+    WRITERS[layout](world, unfinished)
     unfinished.rename(out)
     shutil.rmtree(world)
 

@@ -20,7 +20,7 @@ from jaxtyping import Float
 from fsmde_jax.data import dgp, nuscenes, recording
 from fsmde_jax.data.world.meshes import rotation
 from fsmde_jax.data.world.sensors import MOUNTS, pose
-from fsmde_jax.data.world.writer import _quaternion
+from fsmde_jax.data.world.writer import quaternion
 from fsmde_jax.errors import UserError
 
 VERSION = "v1.0-trainval"  # its lists of scenes have room for a world
@@ -80,7 +80,7 @@ def _token(*parts: object) -> str:
 
 def _motion(a_from_b: Float[np.ndarray, "4 4"]) -> Row:
     return {
-        "rotation": _quaternion(a_from_b[:3, :3]).tolist(),
+        "rotation": quaternion(a_from_b[:3, :3]).tolist(),
         "translation": a_from_b[:3, 3].tolist(),
     }
 

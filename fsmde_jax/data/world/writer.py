@@ -272,7 +272,7 @@ class _SceneWriter:
 
 def _transform_json(matrix: Float[np.ndarray, "4 4"]) -> dict[str, Any]:
     """A rigid motion as the layout stores it."""
-    w, x, y, z = _quaternion(matrix[:3, :3]).tolist()
+    w, x, y, z = quaternion(matrix[:3, :3]).tolist()
     tx, ty, tz = matrix[:3, 3].tolist()
     return {
         "rotation": {"qw": w, "qx": x, "qy": y, "qz": z},
@@ -280,7 +280,7 @@ def _transform_json(matrix: Float[np.ndarray, "4 4"]) -> dict[str, Any]:
     }
 
 
-def _quaternion(turn: Float[np.ndarray, "3 3"]) -> Float[np.ndarray, "4"]:
+def quaternion(turn: Float[np.ndarray, "3 3"]) -> Float[np.ndarray, "4"]:
     """Unit quaternion w x y z: the top eigenvector of the rotation's quaternion form."""
     (xx, xy, xz), (yx, yy, yz), (zx, zy, zz) = turn
     form = np.array(
