@@ -10,7 +10,7 @@ the same pass, those of two references, the trivial predictor and the teacher.
 import pathlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,26 +22,18 @@ from ml_collections import ConfigDict, config_flags
 from tqdm import tqdm
 
 from fsmde_jax import config as config_lib
-from fsmde_jax import cross_view, metrics, process, protocols, results, sharding, tasks, visualize
+from fsmde_jax import metrics, process, protocols, results, sharding, tasks, visualize
 from fsmde_jax.config import ConfigError
 from fsmde_jax.data import pipeline
 from fsmde_jax.errors import UserError
 from fsmde_jax.masks import ESTIMATE, Masks
 from fsmde_jax.predictions import Predictions
-from fsmde_jax.protocols import Protocol
+from fsmde_jax.scoring import Predictor, Scorer, max_depth_m, truth_of
 from fsmde_jax.state import Model, TrainState, load_trained, place_model
 from fsmde_jax.trivial import trivial_depth
 
 # A metric prediction this many times too large or small (median) has another unit.
 UNIT_RATIO = 5.0
-
-
-class Predictor(NamedTuple):
-    """A way to depth: batch -> [b n h w] in metres, or inverse depth of unknown scale and shift."""
-
-    predict: Callable[[dict[str, Array]], Array]
-    scaling: str = "metric"  # of `metrics.SCALINGS`
-    inverse: bool = False
 
 
 # Measuring
@@ -70,173 +62,6 @@ def evaluate_split(
         for scorer in scores.values():
             scorer.add(batch)
     return {name: scorer.compute() for name, scorer in scores.items()}
-
-
-class Scorer:
-    """One predictor's figures, batch by batch.
-
-    Args:
-      scenes: name and number of samples of each, in the order of the samples.
-    """
-
-    def __init__(
-        self,
-        config: ConfigDict,
-        predictor: Predictor,
-        protocol: Protocol,
-        scenes: Sequence[tuple[str, int]],
-        cameras: tuple[str, ...],
-        mesh: Mesh,
-    ):
-        self.config, self.predictor, self.protocol = config, predictor, protocol
-        self.scenes, lengths = zip(*scenes, strict=True)
-        scene_of = np.repeat(np.arange(len(lengths)), lengths)
-        self.scene_of: list[int] = scene_of.tolist()
-        self.scores = results.Scores.empty(cameras, len(self.scenes), protocol)
-        pool_of = np.arange(len(scene_of)) // protocol.pool
-        self.pools = results.Groups(pool_of)
-        # Where one ratio of medians serves several images, their points wait for one another.
-        self.scaled = results.Groups(pool_of if protocol.pool > 1 else scene_of)
-        self.covered = np.zeros(len(cameras), int)
-        self.images = np.zeros(len(cameras), int)
-        self.unit_ratios: list[float] = []
-        # On every device, so that each host can read the whole.
-        everywhere = sharding.replicated(mesh)
-        self._read = jax.jit(self._read_points, out_shardings=everywhere)
-        self._measure = jax.jit(jax.vmap(jax.vmap(self._sums)), out_shardings=everywhere)
-        self._measure_batch = jax.jit(
-            lambda depth_m, batch: jax.vmap(jax.vmap(self._sums))(
-                *self._read_points(depth_m, batch)
-            ),
-            out_shardings=everywhere,
-        )
-        self._cross_view = jax.jit(self._cross_view_of, out_shardings=everywhere)
-        self._replicate = jax.jit(lambda tree: tree, out_shardings=everywhere)
-
-    def add(self, batch: dict[str, Array]) -> None:
-        """Measures a batch."""
-        prediction = self.predictor.predict(batch)
-        small = {name: batch[name] for name in ("sample_index", "camera_mask")}
-        small["covered"] = batch.get("covered", batch["camera_mask"])
-        host = jax.device_get(self._replicate(small))
-        index = host["sample_index"]
-        rows = [row for row in range(len(index)) if index[row] >= 0]
-        self.images += host["camera_mask"][rows].sum(axis=0)
-        self.covered += (host["covered"] & host["camera_mask"])[rows].sum(axis=0)
-        if self.predictor.scaling == "median_camera":
-            points = jax.device_get(self._read(prediction, batch))
-            for row in rows:
-                self._add_waiting(int(index[row]), tuple(array[row] for array in points))
-        else:
-            sums, counts = jax.device_get(self._measure_batch(prediction, batch))
-            for row in rows:
-                self._add_sums(int(index[row]), (sums[row], counts[row]))
-        if self.predictor.scaling == "metric":
-            values, scale = jax.device_get(self._cross_view(prediction, batch))
-            for row in rows:
-                self.scores.add_cross_view(self.scene_of[index[row]], values[row])
-            self.unit_ratios += scale[rows][~np.isnan(scale[rows])].tolist()
-
-    def compute(self) -> dict:
-        """The figures, and how much of the split they cover."""
-        found = self.scores.compute(self.scenes)
-        found["covered"] = {"images": int(self.covered.sum()), "of": int(self.images.sum())}
-        if self.unit_ratios:
-            found["median_scale"] = float(np.median(self.unit_ratios))
-        return found
-
-    def _add_waiting(self, index: int, points: tuple[np.ndarray, ...]) -> None:
-        group = self.scaled.add(index, points)
-        if group is None:
-            return
-        depth_m, truth_m, valid = (np.stack(arrays) for arrays in zip(*group.values(), strict=True))
-        for camera in range(depth_m.shape[1]):
-            used = valid[:, camera]
-            if used.any():
-                ratio = self._median(truth_m[:, camera][used]) / self._median(
-                    depth_m[:, camera][used]
-                )
-                depth_m[:, camera] *= ratio
-        for i, member in enumerate(group):
-            sums, counts = self._measure(depth_m[i][None], truth_m[i][None], valid[i][None])
-            self._add_sums(member, (np.asarray(sums)[0], np.asarray(counts)[0]))
-
-    def _median(self, values: np.ndarray) -> np.floating:
-        if self.protocol.lower_median:
-            return np.partition(values, (len(values) - 1) // 2)[(len(values) - 1) // 2]
-        return np.median(values)
-
-    def _add_sums(self, index: int, sums_and_counts: tuple[np.ndarray, np.ndarray]) -> None:
-        pool = self.pools.add(index, sums_and_counts)
-        if pool is not None:
-            sums, counts = (
-                np.sum(np.stack(arrays).astype(np.float64), axis=0)
-                for arrays in zip(*pool.values(), strict=True)
-            )
-            self.scores.add(self.scene_of[min(pool)], sums, counts)
-
-    # On the devices
-
-    def _limits(self) -> tuple[float, float]:
-        low = self.protocol.min_depth_m
-        return self.config.data.min_depth_m if low is None else low, max_depth_m(self.config)
-
-    def _read_points(self, prediction: Array, batch: dict[str, Array]) -> tuple[Array, ...]:
-        """The prediction at the truth's points, the truth [b n p], and which of them count."""
-        uv, size, truth_m = _truth(batch)
-        corners = self.protocol.align_corners
-        read = lambda *image: metrics.read_at_pixels(*image, corners)  # noqa: E731
-        depth_m = jax.vmap(jax.vmap(read))(prediction.astype(jnp.float32), uv, size)
-        low, high = self._limits()
-        if self.protocol.clamp_first and not self.predictor.inverse:
-            depth_m = jnp.clip(depth_m, low, high)
-        return depth_m, truth_m, (truth_m > low) & (truth_m < high)
-
-    def _sums(self, depth_m: Array, truth_m: Array, valid: Array) -> tuple[Array, Array]:
-        """Of one image's points: scaled by it if so asked, clamped, compared."""
-        depth_m = metrics.scaled(
-            depth_m,
-            truth_m,
-            valid,
-            self.predictor.scaling,
-            self.protocol.lower_median,
-            self.predictor.inverse,
-        )
-        low, high = self._limits()
-        return metrics.error_sums(jnp.clip(depth_m, max(low, 1e-6), high), truth_m, valid)
-
-    def _cross_view_of(self, depth_m: Array, batch: dict[str, Array]) -> tuple[Array, Array]:
-        """[b 2] of `cross_view.NAMES`, and each image's median scale [b n]."""
-        scale = cross_view.median_scale(*self._read_points(depth_m, batch))
-        apart = cross_view.overlap_disagreement(
-            depth_m.astype(jnp.float32),
-            batch["intrinsics"],
-            batch["image"].shape[2:4],
-            batch["vehicle_from_camera"],
-            batch["neighbour"],
-            batch["neighbour_mask"],
-        )
-        return jnp.stack([cross_view.scale_spread(scale), apart], axis=-1), scale
-
-
-def max_depth_m(config: ConfigDict) -> float:
-    """Where the evaluated range ends."""
-    return config.evaluation.max_depth_m or config.data.max_depth_m
-
-
-def _truth(batch: dict[str, Array]) -> tuple[Array, Array, Array]:
-    """Pixels [b n p 2], their image's size [b n 2] and depths [b n p], 0 where there is none.
-
-    Of every pixel if truth is dense, else of LiDAR.
-    """
-    if "dense_depth_m" not in batch:
-        return batch["lidar_uv"], batch["native_size"], batch["lidar_depth_m"]
-    b, n, height, width = batch["dense_depth_m"].shape
-    row, column = jnp.mgrid[:height, :width]
-    uv = jnp.stack([column, row], axis=-1).reshape(-1, 2)
-    depth_m = batch["dense_depth_m"].reshape(b, n, -1)
-    size = jnp.broadcast_to(jnp.array([height, width]), (b, n, 2))
-    return jnp.broadcast_to(uv, (b, n, *uv.shape)), size, depth_m
 
 
 def _batches(
@@ -511,7 +336,7 @@ def _in_metres(config: ConfigDict, predictor: Predictor, batch: dict[str, Array]
         scale, shift = metrics.fit_affine(at_points, truth_m, valid)
         return metrics.depth_of_inverse(scale * inverse_depth + shift, *limits)
 
-    return jax.vmap(jax.vmap(aligned))(prediction, *_truth(batch))
+    return jax.vmap(jax.vmap(aligned))(prediction, *truth_of(batch))
 
 
 # The command

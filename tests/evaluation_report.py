@@ -13,7 +13,7 @@ import time
 import numpy as np
 import protocol_reference
 
-from fsmde_jax import benchmark, evaluate, metrics, protocols, sharding
+from fsmde_jax import benchmark, metrics, protocols, scoring, sharding
 from fsmde_jax.config import default_config
 
 NATIVE, SIZE = (1216, 1936), (384, 640)
@@ -64,12 +64,12 @@ def report(protocol: str) -> dict[str, str]:
     mesh = sharding.make_mesh(config.mesh)
     rng = np.random.default_rng(0)
     batches = [draw(rng, len(cameras)) for _ in range(DISTINCT)]
-    predictor = evaluate.Predictor(lambda batch: batch["prediction"])
+    predictor = scoring.Predictor(lambda batch: batch["prediction"])
     described = protocols.PROTOCOLS[protocol]
 
-    def scorer(count: int) -> evaluate.Scorer:
+    def scorer(count: int) -> scoring.Scorer:
         scenes = [(f"{first:06d}", min(79, count - first)) for first in range(0, count, 79)]
-        return evaluate.Scorer(config, predictor, described, scenes, cameras, mesh)
+        return scoring.Scorer(config, predictor, described, scenes, cameras, mesh)
 
     few = scorer(DISTINCT)
     for index, batch in enumerate(batches):

@@ -30,8 +30,8 @@ def copy(sound, tmp_path):
     return Path(shutil.copytree(sound, tmp_path / "rig"))
 
 
-def check(root, out, reader=rig_folder):
-    return check_rig.check(reader, root, SPLITS, out)
+def check(root, out, reader=rig_folder, splits=SPLITS):
+    return check_rig.check(reader, root, splits, out)
 
 
 def subjects(report):
@@ -66,7 +66,8 @@ def test_other_sound_rigs_are_left_in_peace(tmp_path, options, no_pictures):
 
 @pytest.mark.parametrize("name, reader", [("dgp", dgp), ("nuscenes", nuscenes)])
 def test_real_samples_are_left_in_peace(shared_dir, tmp_path, name, reader):
-    assert check(shared_dir / "real" / name, tmp_path / "out", reader) == ""
+    # The nuScenes key frame is of a training scene, the other sample's scene is in both splits.
+    assert check(shared_dir / "real" / name, tmp_path / "out", reader, ("train",)) == ""
 
 
 def test_a_rig_without_lidar_can_be_checked(copy, tmp_path):

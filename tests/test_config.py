@@ -63,7 +63,7 @@ def test_nuscenes_differs_from_ddad_in_the_data_alone(variant):
         ("task", "students", r"config\.task"),
         ("teacher.binning", "hard", r"config\.teacher\.binning"),
         ("data.min_depth_m", 300.0, r"config\.data\.min_depth_m"),
-        ("evaluation.protocol", "vfdepth", r"config\.evaluation\.protocol"),
+        ("evaluation.protocol", "monodepth", r"config\.evaluation\.protocol"),
         ("train.log_every", 0, r"config\.train\.log_every"),
     ],
 )

@@ -1,5 +1,9 @@
 """Depth maps from files: formats, units, what is missing, and the command."""
 
+import pathlib
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -11,6 +15,7 @@ from fsmde_jax.data import pipeline
 from fsmde_jax.predictions import PredictionError, Predictions
 
 SIZE = (20, 30)
+REPOSITORY = pathlib.Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -141,3 +146,41 @@ def test_what_is_not_depth_becomes_zero(tmp_path):
     }  # fmt: skip
     found = Predictions(tmp_path).add(sample)["prediction"][0]
     assert found[0, :3].tolist() == [0, 0, 0] and found[1, 1] == 5
+
+
+def run(module, *arguments):
+    """A command of the package in a process of its own."""
+    command = [sys.executable, "-m", f"fsmde_jax.{module}", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, timeout=240)
+
+
+def test_the_commands_measure_compare_and_fail_by_name(config, tmp_path):
+    maps = maps_of(config)
+    good = write(tmp_path / "good", maps, ".npy")
+    half = write(tmp_path / "half", {k: m for k, m in maps.items() if "CAMERA_01" in k}, ".npy")
+    file = tmp_path / "config.py"
+    file.write_text(
+        "from fsmde_jax.config import default_config\n"
+        "def get_config():\n"
+        "    config = default_config()\n"
+        f"    config.data.data_dir = {config.data.data_dir!r}\n"
+        "    config.data.config_name = '32x64_png'\n"
+        "    config.evaluation.pictures = 0\n"
+        "    return config\n"
+    )
+    measured = run("evaluate", f"--config={file}", f"--predictions={good}", "--protocol=packnet")
+    assert measured.returncode == 0, measured.stderr
+    assert "protocol packnet: LiDAR at native pixels, 0 to 200 m" in measured.stdout
+    assert "| predictions |" in measured.stdout
+    report = tmp_path / "good_report"
+    compared = run("compare", str(report), f"{report}:predictions")
+    assert "| +0.0000 |" in compared.stdout
+    broken = run("evaluate", f"--config={file}", f"--predictions={half}")
+    assert broken.returncode == 1
+    assert "error: " in broken.stderr and "Traceback" not in broken.stderr
+    assert "is missing; --on_error=skip" in broken.stderr
+    neither = run("evaluate", f"--config={file}")
+    assert neither.returncode != 0
+    assert "--checkpoint=RUN or --predictions=DIR" in neither.stderr + neither.stdout
+    other = run("compare", str(report), f"{report}:teacher")
+    assert other.returncode == 1 and "no method 'teacher'" in other.stderr

@@ -15,7 +15,7 @@ import pytest
 from jax.sharding import AxisType
 from tiny_run import tiny_config
 
-from fsmde_jax import evaluate, metrics, prepare, sharding
+from fsmde_jax import evaluate, metrics, prepare, scoring, sharding
 from fsmde_jax.data import pipeline
 from fsmde_jax.data.world import WorldConfig, write_world
 
@@ -68,7 +68,7 @@ def streamed(config, predictions, mesh):
     def predict(batch):
         return table[jnp.maximum(batch["sample_index"], 0)]
 
-    predictor = evaluate.Predictor(predict, config.evaluation.scaling)
+    predictor = scoring.Predictor(predict, config.evaluation.scaling)
     found = evaluate.evaluate_split(config, {"p": predictor}, config.data.eval_split, mesh)["p"]
     return np.array([found["mean"][name] for name in metrics.NAMES])
 

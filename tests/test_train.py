@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from tiny_run import prepare_recording, tiny_config
 
-from fsmde_jax import checkpoints, evaluate, sharding, state, tasks, train, trivial
+from fsmde_jax import checkpoints, evaluate, scoring, sharding, state, tasks, train, trivial
 from fsmde_jax.data import pipeline
 
 
@@ -140,7 +140,7 @@ def test_evaluation_reads_the_checkpoint_and_writes_the_report(config, finished)
 
 def test_evaluation_counts_padding_for_nothing(config, finished):
     """Three validation samples in a batch of eight."""
-    predictor = evaluate.Predictor(lambda batch: jnp.full((8, 6, 4, 4), 10.0))
+    predictor = scoring.Predictor(lambda batch: jnp.full((8, 6, 4, 4), 10.0))
     mesh = sharding.make_mesh(config.mesh)
     result = evaluate.evaluate_split(config, {"ten": predictor}, "val", mesh)["ten"]
     source, cameras = pipeline.open_data(config.data, "val")
