@@ -7,6 +7,7 @@ the same pass, those of two references, the trivial predictor and the teacher.
 `python -m fsmde_jax.compare A B` says whether two results differ.
 """
 
+import logging
 import pathlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -34,7 +35,9 @@ from fsmde_jax.trivial import trivial_depth
 
 # A metric prediction this many times too large or small (median) has another unit.
 UNIT_RATIO = 5.0
+LISTED = 10  # skipped predictions that are named
 
+log = logging.getLogger(__name__)
 
 # Measuring
 
@@ -196,6 +199,11 @@ def evaluate_predictions(
     mesh = sharding.make_mesh(config.mesh)
     predictor = Predictor(lambda batch: batch["prediction"], config.evaluation.scaling)
     found = _report(config, {"predictions": predictor}, out, mesh, predictions)
+    wrong = sorted(set(predictions.skipped))
+    for problem in wrong[:LISTED]:
+        log.warning("skipped: %s", problem)
+    if len(wrong) > LISTED:
+        log.warning("skipped: %d more", len(wrong) - LISTED)
     scale = found["predictions"].get("median_scale", 1.0)
     if not 1 / UNIT_RATIO < scale < UNIT_RATIO and not predictions.skip:
         raise ConfigError(

@@ -36,10 +36,11 @@ class Predictions:
         self.folder, self.unit_m, self.skip = folder, unit_m, skip
         if not folder.is_dir():
             raise PredictionError(f"{folder}: there is no such folder of predictions")
-        first = next((p for p in sorted(folder.rglob("*")) if p.suffix in SUFFIXES), None)
-        if first is None:
+        files = sorted(path for path in folder.rglob("*") if path.suffix in SUFFIXES)
+        if not files:
             raise PredictionError(f"{folder}: holds no .npy, .npz or .png file")
-        self.size = self._read(first).shape
+        self.count, self.size = len(files), self._read(files[0]).shape
+        self.skipped: list[str] = []  # what was wrong; of this process
 
     def add(self, sample: dict) -> dict:
         """A prepared sample with `prediction` [n h w] in metres and `covered` [n].
@@ -52,9 +53,10 @@ class Predictions:
             try:
                 maps[i] = self._of_image(sample["sample_id"], camera)
                 covered[i] = True
-            except PredictionError:
+            except PredictionError as error:
                 if not self.skip:
                     raise
+                self.skipped.append(str(error))
         of_point = np.repeat(covered, sample["lidar_counts"])
         depth_m = np.where(of_point, sample["lidar_depth_m"], 0.0).astype(np.float32)
         return {**sample, "prediction": maps, "covered": covered, "lidar_depth_m": depth_m}
@@ -65,7 +67,8 @@ class Predictions:
         if path is None:
             raise PredictionError(
                 f"{stem}.npy (or .npz, .png): the prediction of sample {sample_id}, camera "
-                f"{camera} is missing; --on_error=skip evaluates what there is"
+                f"{camera} is missing; {self.folder} holds {self.count:,} depth maps. "
+                "--on_error=skip evaluates what there is"
             )
         values = self._read(path)
         if values.shape != self.size:

@@ -178,7 +178,10 @@ def test_the_commands_measure_compare_and_fail_by_name(config, tmp_path):
     broken = run("evaluate", f"--config={file}", f"--predictions={half}")
     assert broken.returncode == 1
     assert "error: " in broken.stderr and "Traceback" not in broken.stderr
-    assert "is missing; --on_error=skip" in broken.stderr
+    assert "is missing; " in broken.stderr and "holds 3 depth maps. --on_error" in broken.stderr
+    skipped = run("evaluate", f"--config={file}", f"--predictions={half}", "--on_error=skip")
+    assert skipped.returncode == 0 and "Covers 3 of 18 images" in skipped.stdout
+    assert skipped.stderr.count("skipped: ") == 11 and "skipped: 5 more" in skipped.stderr
     neither = run("evaluate", f"--config={file}")
     assert neither.returncode != 0
     assert "--checkpoint=RUN or --predictions=DIR" in neither.stderr + neither.stdout
