@@ -205,11 +205,14 @@ def evaluate_predictions(
     if len(wrong) > LISTED:
         log.warning("skipped: %d more", len(wrong) - LISTED)
     scale = found["predictions"].get("median_scale", 1.0)
-    if not 1 / UNIT_RATIO < scale < UNIT_RATIO and not predictions.skip:
-        raise ConfigError(
+    if not 1 / UNIT_RATIO < scale < UNIT_RATIO:
+        problem = (
             f"the median of prediction / LiDAR is {scale:.3g}: the predictions have another unit "
             "than --unit_m says, or no scale at all (--scaling=median_image, or affine)"
         )
+        if not predictions.skip:
+            raise ConfigError(problem)
+        log.warning(problem)
     return found
 
 
