@@ -48,7 +48,7 @@ def overlap_disagreement(
     z_ij is the depth of camera i's pixel seen from its neighbour j, d_j what j itself predicts
     there; pairs both ways, averaged over pairs. No truth is needed. The cameras are taken to see
     one instant; what only one of them sees (parallax of a metre) adds to every method alike.
-    NaN without an overlap.
+    Depths of 0 are no prediction. NaN without an overlap.
 
     Args:
       intrinsics: in pixels of an image of `size` (height, width).
@@ -78,7 +78,8 @@ def overlap_disagreement(
         inside = ahead & (column >= 0) & (column < width) & (row >= 0) & (row < height)
         index = (other[:, None] * height + row) * width + column
         there = depth.reshape(-1)[jnp.where(inside, index, 0)]
-        ratio = jnp.maximum(z, 1e-3) / jnp.maximum(there, 1e-3)
+        inside &= there > 0
+        ratio = z / jnp.where(inside, there, 1.0)
         apart = jnp.sum(jnp.abs(jnp.log(jnp.where(inside, ratio, 1.0))), axis=-1)
         apart, count = (
             part[: len(cameras)] + part[len(cameras) :]

@@ -53,6 +53,12 @@ def test_predictions_of_another_size_use_their_own_pixels():
     assert disagreement(depth[:, :, ::2, ::2], fields) < 0.04
 
 
+def test_pixels_without_prediction_do_not_count():
+    depth, fields = ring_inside_a_cylinder()
+    for gone in (depth.at[0, 2].set(0.0), depth.at[0, :, 10:20].set(0.0)):
+        assert disagreement(gone, fields) < 0.02
+
+
 def test_a_ring_without_overlap_has_no_disagreement():
     depth, fields = ring_inside_a_cylinder()
     alone = (*fields[:-1], np.zeros((1, 6), bool))
