@@ -100,9 +100,7 @@ def test_streaming_equals_full_resolution_maps(world, protocol, scaling):
     world.evaluation.protocol, world.evaluation.scaling = protocol, scaling
     predictions = random_predictions(world)
     found = streamed(world, predictions, mesh_of(1))
-    # Least squares on single precision keeps a digit less than means do.
-    tolerance = 2e-5 if scaling == "affine" else 1e-6
-    np.testing.assert_allclose(found, dense(world, predictions), rtol=tolerance)
+    np.testing.assert_allclose(found, dense(world, predictions), rtol=1e-6)
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
