@@ -76,35 +76,18 @@ class Scores:
         """Adds a sample's (or pool's) images: sums of errors over their points, and points."""
         sums = np.concatenate([sums, sums.sum(axis=1, keepdims=True)], axis=1)
         counts = np.concatenate([counts, counts.sum(axis=1, keepdims=True)], axis=1)
-        values, seen = metrics.figures(sums, counts), counts > 0
-        n = len(self.cameras)
-        self.sums[scene, :n] += np.where(seen[..., None], values, 0.0)
+        seen, n = counts > 0, len(self.cameras)
+        values = np.where(seen[..., None], metrics.figures(sums, counts), 0.0)
+        self.sums[scene, :n] += values
         self.counts[scene, :n] += seen
-        some = seen.any(axis=0)
-        mean = (
-            np.where(seen[..., None], values, 0.0).sum(axis=0)
-            / np.maximum(seen.sum(axis=0), 1)[..., None]
-        )
-        self.sums[scene, n] += mean
-        self.counts[scene, n] += some
+        self.sums[scene, n] += values.sum(axis=0) / np.maximum(seen.sum(axis=0), 1)[..., None]
+        self.counts[scene, n] += seen.any(axis=0)
 
     def add_cross_view(self, scene: int, values: Float[np.ndarray, "2"]) -> None:
         """Adds a sample's `cross_view.NAMES`; NaN is left out."""
         seen = ~np.isnan(values)
         self.cross_sums[scene] += np.where(seen, values, 0.0)
         self.cross_counts[scene] += seen
-
-    def merge(self, other: "Scores") -> "Scores":
-        """Of both sets of images, say of two hosts."""
-        if (self.cameras, self.average) != (other.cameras, other.average):
-            raise ValueError(f"scores of different rigs: {self.cameras} and {other.cameras}")
-        return dataclasses.replace(
-            self,
-            **{
-                name: getattr(self, name) + getattr(other, name)
-                for name in ("sums", "counts", "cross_sums", "cross_counts")
-            },
-        )
 
     def compute(self, scenes: Sequence[str]) -> dict[str, Any]:
         """All figures as plain data; what saw no point is left out.

@@ -46,18 +46,17 @@ def test_each_protocol_averages_its_own_way(protocol):
     assert found["images"] == {"A": 12, "B": 8}
 
 
-def test_merging_hosts_equals_one():
-    whole, rows = filled()
-    parts = [results.Scores.empty(CAMERAS, 4, PROTOCOLS["surrounddepth"]) for _ in range(2)]
-    rng = np.random.default_rng(0)
-    for number, _ in enumerate(rows):
-        counts = rng.integers(1, 9, (2, 4)).astype(float)
-        counts[1] *= number % 3 % 2 == 0
-        sums = rng.uniform(0.1, 0.9, (2, 4, 7)) * counts[..., None]
-        parts[number % 5 > 3].add(number // 3, sums, counts)
-    merged = parts[0].merge(parts[1])
-    np.testing.assert_allclose(merged.sums, whole.sums, rtol=1e-12)
-    assert merged.compute(SCENES)["mean"] == pytest.approx(whole.compute(SCENES)["mean"])
+def test_the_order_of_images_changes_nothing():
+    whole, _ = filled()
+    shuffled = results.Scores.empty(CAMERAS, 4, PROTOCOLS["surrounddepth"])
+    images = []
+    recorder = results.Scores.empty(CAMERAS, 4, PROTOCOLS["surrounddepth"])
+    recorder.add = lambda *image: images.append(image)
+    fill(recorder)
+    for image in images[::-1]:
+        shuffled.add(*image)
+    np.testing.assert_allclose(shuffled.sums, whole.sums, rtol=1e-12)
+    assert shuffled.compute(SCENES)["mean"] == pytest.approx(whole.compute(SCENES)["mean"])
 
 
 def test_groups_wait_for_all_of_theirs():
