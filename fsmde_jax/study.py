@@ -37,7 +37,7 @@ from fsmde_jax.study_plan import TEACHER, Run, Study
 
 POLL_S = 0.2
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("fsmde_jax.study")  # not "__main__", which stays silent
 
 
 def execute(study: Study, only: Sequence[str] = (), at_once: int = 1) -> list[str]:
@@ -52,7 +52,7 @@ def execute(study: Study, only: Sequence[str] = (), at_once: int = 1) -> list[st
     trials = [run for arm in arms for run in study.trials(arm) if run.name in chosen]
     trials = [run for run in trials if study.abs_rel(run) is None]
     seeds = [run for arm in arms for run in study.seeds(arm) or [] if run.name in chosen]
-    if TEACHER in chosen or trials or not all(run.trained for run in seeds):
+    if chosen == [TEACHER] or trials or not all(run.trained for run in seeds):
         prepare(study)
     failed = _train(study, trials, at_once)
     failed = [run.name for run in failed if not run.diverged]

@@ -139,6 +139,14 @@ class Study:
             return None
         return [self._run(arm, f"seed{seed}", "runs", seed, chosen) for seed in self.config.seeds]
 
+    def missing(self) -> list[str]:
+        """Names of trials that are not done and of seeds that are not measured on the test data."""
+        done = {TEACHER}
+        for arm in self.config.arms:
+            done |= {run.name for run in self.trials(arm) if self.abs_rel(run) is not None}
+            done |= {run.name for run in self.seeds(arm) or [] if run.tested}
+        return [name for name in self.names() if name not in done]
+
     def train_command(self, run: Run) -> list[str]:
         """Makes a run."""
         return _command("main", self.config.base, run.folder, run.overrides)

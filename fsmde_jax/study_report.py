@@ -23,7 +23,7 @@ HEADLINE = "abs_rel"
 COLUMNS = {
     "abs_rel": "AbsRel",
     "sq_rel": "SqRel",
-    "rmse": "RMSE (m)",
+    "rmse_m": "RMSE (m)",
     "delta1": "δ < 1.25",
     "scale_spread": "scale spread",
     "overlap_disagreement": "overlap disagreement",
@@ -40,10 +40,7 @@ def write(study: Study) -> list[str]:
     contents = {
         arm: [results.read(run.test) for run in runs] for arm, runs in tested.items() if runs
     }
-    done = {run.name for runs in tested.values() for run in runs} | {TEACHER}
-    for arm in study.config.arms:
-        done |= {run.name for run in study.trials(arm) if study.abs_rel(run) is not None}
-    missing = [name for name in study.names() if name not in done]
+    missing = study.missing()
     report = {
         "name": study.config.name,
         "base": study.config.base,

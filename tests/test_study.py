@@ -51,13 +51,7 @@ SUPERVISED = {
 class InProcess(subprocess.Popen):
     """Stands for `subprocess.Popen`: does what a command says without starting Python anew."""
 
-    commands: list[str]  # of the jobs done so far, without "python -m"
-    interrupt_at: int | None  # how many of them come before Ctrl-C
-
     def __init__(self, command, stdout, stderr):
-        if len(self.commands) == self.interrupt_at:
-            raise KeyboardInterrupt
-        self.commands.append(" ".join(command[2:]))
         values = flags.FlagValues()
         config_flags.DEFINE_config_file("config", None, "", flag_values=values, lock_config=True)
         for name in ("workdir", "checkpoint", "out"):
@@ -89,16 +83,41 @@ class InProcess(subprocess.Popen):
     def poll(self):
         return self.returncode
 
-    def terminate(self):
-        raise AssertionError("nothing runs beside the test")
+
+class Pretend(subprocess.Popen):
+    """Stands for `subprocess.Popen`: leaves a run's figures, AbsRel being its learning rate.
+
+    An arm called "broken" fails.
+    """
+
+    commands: list[str]  # so far, without "python -m"
+    interrupt_at: int | None  # how many of them come before Ctrl-C
+
+    def __init__(self, command, stdout, stderr):
+        if len(self.commands) == self.interrupt_at:
+            raise KeyboardInterrupt
+        self.commands.append(" ".join(command[2:]))
+        self.returncode = 0
+        values = dict(part.removeprefix("--").split("=", 1) for part in command[3:])
+        if "/broken/" in values.get("workdir", ""):
+            stdout.write("error: it is broken\n")
+            self.returncode = 1
+        elif command[2] != "fsmde_jax.cache_teacher":
+            out = values.get("out") or values["workdir"] + "/report"
+            abs_rel = float(values.get("config.optimizer.learning_rate", 0.5))
+            found = content(abs_rel, abs_rel)
+            results.write(pathlib.Path(out), found["about"], found["methods"])
+
+    def poll(self):
+        return self.returncode
 
 
 @pytest.fixture
-def in_process(monkeypatch):
-    monkeypatch.setattr(study.subprocess, "Popen", InProcess)
+def pretend(monkeypatch):
+    monkeypatch.setattr(study.subprocess, "Popen", Pretend)
     monkeypatch.setattr(study, "POLL_S", 0.0)
-    InProcess.commands, InProcess.interrupt_at = [], None
-    return InProcess
+    Pretend.commands, Pretend.interrupt_at = [], None
+    return Pretend
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +129,7 @@ def config(tmp_path_factory):
     config = default_study()
     config.base, config.test = str(base), f"{base}:test"
     config.arms = {"supervised": SUPERVISED, "vrkd": SUPERVISED | {"objective.vrkd": 0.1}}
-    rates = [{"optimizer.learning_rate": rate} for rate in (1e-9, 3e-3)]
+    rates = [{"optimizer.learning_rate": rate} for rate in (3e-3, 1e-3)]
     config.trials = {"supervised": rates, "vrkd": rates}
     config.seeds = (0, 1)
     return config
@@ -118,53 +137,114 @@ def config(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def done(config, tmp_path_factory):
-    """The whole study, interrupted once; the commands before and after."""
-    workdir = tmp_path_factory.mktemp("workdir")
+    """The whole study, run and reported; one trial, since compiling takes most of the time."""
+    config = config.copy_and_resolve_references()
+    config.trials = {arm: trials[:1] for arm, trials in config.trials.items()}
+    whole = Study(config, tmp_path_factory.mktemp("workdir"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(study.subprocess, "Popen", InProcess)
         patch.setattr(study, "POLL_S", 0.0)
-        InProcess.commands, InProcess.interrupt_at = [], 6
-        with pytest.raises(KeyboardInterrupt):
-            study.execute(Study(config, workdir))
-        InProcess.interrupt_at = None
-        assert study.execute(Study(config, workdir)) == []
-        commands = InProcess.commands
-        whole = Study(config, workdir)
-        assert study_report.write(whole) == []
-    return whole, commands
+        assert study.execute(whole) == []
+    assert study_report.write(whole) == []
+    return whole
 
 
-def test_a_study_goes_on_where_it_was_interrupted(done):
-    commands = done[1]
-    jobs = [command.split()[0] for command in commands]
-    # Teacher, four trials and a seed; then the teacher is looked at again, and the rest follows.
-    main, teacher, test = (f"fsmde_jax.{job}" for job in ("main", "cache_teacher", "evaluate"))
-    assert jobs == [teacher] + 5 * [main] + [teacher] + 3 * [main] + 4 * [test]
-    assert len(set(commands)) == len(commands) - 1
-    assert all(("tuning/" in command) == (0 < i < 5) for i, command in enumerate(commands))
+# Running
 
 
-def test_a_finished_study_runs_nothing(done, in_process):
-    assert study.execute(Study(done[0].config, done[0].workdir)) == []
-    assert in_process.commands == []
+def jobs_of(commands):
+    """The module of each command, and its folder's last two parts."""
+    found = []
+    for command in commands:
+        module, *options = command.split()
+        folder = next(o for o in options if o.startswith(("--workdir=", "--checkpoint=")))
+        found.append((module.removeprefix("fsmde_jax."), "/".join(folder.split("/")[-2:])))
+    return found
 
 
-def test_the_better_trial_is_taken_and_all_arms_share_the_teacher(done):
-    whole, commands = done
-    for arm in ("supervised", "vrkd"):
-        found = [whole.abs_rel(run) for run in whole.trials(arm)]
-        assert found[0] != found[1]
-        rate = (1e-9, 3e-3)[int(np.argmin(found))]
-        assert whole.chosen(arm) == {"optimizer.learning_rate": rate}
-        finals = [c for c in commands if f"runs/{arm}/" in c and "fsmde_jax.main" in c]
-        assert all(f"--config.optimizer.learning_rate={rate}" in c for c in finals)
-        assert [f"--config.seed={k}" in c for k, c in enumerate(finals)] == [True, True]
-    cache = f"--config.teacher.cache_dir={whole.workdir / 'teacher' / 'cache'}"
-    assert all(cache in c for c in commands if "fsmde_jax.evaluate" not in c)
+def test_a_study_goes_on_where_it_was_interrupted(config, pretend, tmp_path):
+    pretend.interrupt_at = 4
+    with pytest.raises(KeyboardInterrupt):
+        study.execute(Study(config, tmp_path))
+    before = [("main", f"{arm}/trial{k}") for arm in config.arms for k in (0, 1)]
+    assert jobs_of(pretend.commands)[1:] == before[:3]
+    pretend.commands, pretend.interrupt_at = [], None
+    assert study.execute(Study(config, tmp_path)) == []
+    runs = [f"{arm}/seed{k}" for arm in config.arms for k in (0, 1)]
+    # All seeds are trained before the test data is touched.
+    after = [("main", run) for run in runs] + [("evaluate", run) for run in runs]
+    found = jobs_of(pretend.commands)
+    assert found[0][0] == "cache_teacher" and found[1:] == [before[3], *after]
+    assert Study(config, tmp_path).missing() == []
+    pretend.commands = []
+    assert study.execute(Study(config, tmp_path)) == []
+    assert pretend.commands == []  # a finished study runs nothing
+    assert study.execute(Study(config, tmp_path), ["teacher"]) == []
+    assert jobs_of(pretend.commands)[0][0] == "cache_teacher"  # but when it is asked for
+
+
+def test_the_best_trial_is_taken_and_all_arms_share_the_teacher(config, pretend, tmp_path):
+    plan = Study(config, tmp_path)
+    assert study.execute(plan) == []
+    assert plan.chosen("vrkd") == {"optimizer.learning_rate": 1e-3}
+    teacher, *others = pretend.commands
+    finals = [c for c in others if "/runs/vrkd/" in c and "fsmde_jax.main" in c]
+    for seed, command in enumerate(finals):
+        assert f"--config.seed={seed} " in command and "learning_rate=0.001" in command
+        assert "--config.objective.vrkd=0.1" in command
+    cache = f"--config.teacher.cache_dir={tmp_path / 'teacher' / 'cache'}"
+    assert all(cache in c for c in [teacher, *others] if "fsmde_jax.evaluate" not in c)
+    assert all("--config.seed=100 " in c for c in others if "/tuning/" in c)
+
+
+def test_only_what_is_asked_for_runs(config, pretend, tmp_path):
+    plan = Study(config, tmp_path)
+    assert study.execute(plan, ["vrkd:seed1"]) == ["vrkd:seed1"]  # not tuned
+    assert pretend.commands == []
+    assert study.execute(plan, ["vrkd:trial*", "vrkd:seed1"]) == []
+    assert jobs_of(pretend.commands)[1:] == [
+        ("main", "vrkd/trial0"),
+        ("main", "vrkd/trial1"),
+        ("main", "vrkd/seed1"),
+        ("evaluate", "vrkd/seed1"),
+    ]
+    waiting = ["supervised:trial0", "supervised:trial1", "supervised:seed0", "supervised:seed1"]
+    assert plan.missing() == [*waiting, "vrkd:seed0"]
+    assert study.execute(plan, ["supervised"]) == []
+    assert plan.missing() == ["vrkd:seed0"]
+    with pytest.raises(UserError, match=r"--only=vrdk chooses nothing; there are supervised, vrkd"):
+        study.execute(plan, ["vrdk"])
+
+
+def test_an_arm_that_fails_is_named_and_the_others_go_on(config, pretend, tmp_path, caplog):
+    config = config.copy_and_resolve_references()
+    config.arms = {"broken": SUPERVISED, "supervised": SUPERVISED}
+    config.trials = {}
+    plan = Study(config, tmp_path)
+    assert study.execute(plan) == ["broken:seed0", "broken:seed1"]
+    assert "broken:seed0: FAILED" in caplog.text and "it is broken" in caplog.text
+    assert plan.missing() == ["broken:seed0", "broken:seed1"]
+
+
+def test_an_arm_whose_trial_fails_has_no_seeds(config, pretend, tmp_path):
+    config = config.copy_and_resolve_references()
+    config.arms = {"broken": SUPERVISED, "supervised": SUPERVISED}
+    config.trials = {arm: [{"optimizer.learning_rate": 1e-3}] for arm in config.arms}
+    failed = study.execute(Study(config, tmp_path))
+    assert failed == ["broken:trial0", "broken:seed0", "broken:seed1"]
+    assert Study(config, tmp_path).missing() == failed
+
+
+def test_a_report_of_nothing_says_what_is_missing(config, tmp_path):
+    plan = Study(config, tmp_path)
+    missing = study_report.write(plan)
+    assert len(missing) == 8
+    text = (tmp_path / "report" / "study.md").read_text()
+    assert ", ".join(missing) in text and "fsmde_jax.cache_teacher" in text
 
 
 def test_the_report_holds_figures_curves_pictures_and_commands(done):
-    whole, _ = done
+    whole = done
     folder = whole.workdir / "report"
     report = json.loads((folder / "study.json").read_text())
     row = report["arms"]["vrkd"]
@@ -182,6 +262,7 @@ def test_the_report_holds_figures_curves_pictures_and_commands(done):
     text = (folder / "study.md").read_text()
     assert f"{row['mean']['abs_rel']:.3f} ± {row['std']['abs_rel']:.3f}" in text
     assert f"{difference['difference']:+.4f}" in text and "cpu" in text
+    assert all(f"| {title} |" in text for title in study_report.COLUMNS.values())
     for commands in report["commands"].values():
         for command in commands:
             assert f"    {command}\n" in text + "\n"
@@ -190,48 +271,11 @@ def test_the_report_holds_figures_curves_pictures_and_commands(done):
 
 
 def test_curves_end_with_the_finished_run(done):
-    run = done[0].seeds("vrkd")[0]
+    run = done.seeds("vrkd")[0]
     curves = study_report._curves(run)
     assert [step for step, _ in curves["train"]] == [1, 2, 3]
     assert [step for step, _ in curves["eval"]] == [2, 3]
-    assert curves["eval"][-1][1] == done[0].abs_rel(run)
-
-
-def test_only_what_is_asked_for_runs_and_the_report_says_what_is_missing(
-    config, in_process, tmp_path
-):
-    plan = Study(config, tmp_path)
-    assert study.execute(plan, ["vrkd:seed1"]) == ["vrkd:seed1"]  # not tuned
-    assert in_process.commands == []
-    assert study.execute(plan, ["vrkd:trial*", "vrkd:seed1"]) == []
-    folders = [c.split("--workdir=")[1].split()[0] for c in in_process.commands[:-1]]
-    expected = ["teacher", "tuning/vrkd/trial0", "tuning/vrkd/trial1", "runs/vrkd/seed1"]
-    assert folders == [str(tmp_path / folder) for folder in expected]
-    assert f"--checkpoint={tmp_path}/runs/vrkd/seed1" in in_process.commands[-1]
-    missing = study_report.write(plan)
-    assert missing == [
-        *("supervised:trial0", "supervised:trial1", "supervised:seed0", "supervised:seed1"),
-        "vrkd:seed0",
-    ]
-    report = json.loads((tmp_path / "report" / "study.json").read_text())
-    assert list(report["arms"]) == ["vrkd"] and report["missing"] == missing
-    assert report["arms"]["vrkd"]["std"]["abs_rel"] is None
-    with pytest.raises(UserError, match=r"--only=vrdk chooses nothing; there are supervised, vrkd"):
-        study.execute(plan, ["vrdk"])
-
-
-def test_an_arm_that_fails_is_named_and_the_others_go_on(config, in_process, tmp_path, caplog):
-    config = config.copy_and_resolve_references()
-    # The stored tokens have another grid.
-    config.arms = {
-        "broken": SUPERVISED | {"objective.vrkd": 0.1, "objective.vrkd_grid": (4, 8)},
-        "supervised": SUPERVISED,
-    }
-    config.trials, config.seeds = {}, (0,)
-    assert study.execute(Study(config, tmp_path)) == ["broken:seed0"]
-    assert "broken:seed0: FAILED" in caplog.text and "of something else" in caplog.text
-    assert Study(config, tmp_path).seeds("supervised")[0].tested
-    assert study_report.write(Study(config, tmp_path)) == ["broken:seed0"]
+    assert curves["eval"][-1][1] == done.abs_rel(run)
 
 
 def test_a_trial_that_diverges_is_a_result(config, tmp_path):
@@ -248,7 +292,7 @@ def test_a_trial_that_diverges_is_a_result(config, tmp_path):
 
 
 def test_a_run_of_another_config_is_refused(done):
-    whole, _ = done
+    whole = done
     config = whole.config.copy_and_resolve_references()
     config.arms = config.arms | {"vrkd": SUPERVISED | {"objective.vrkd": 0.2}}
     with pytest.raises(ConfigError, match=r"objective\.vrkd is 0\.1 there, 0\.2 in the config"):
@@ -345,7 +389,8 @@ def content(*scenes):
         counts = np.zeros((1, len(metrics.RANGES_M)))
         counts[0, 0] = 1
         scores.add(scene, sums, counts)
-    about = {"settings": {"protocol": "surrounddepth", "average": "cameras"}}
+    settings = {"protocol": "surrounddepth", "average": "cameras"}
+    about = {"settings": settings, "scenes": len(scenes), "text": "T"}
     return {"about": about, "methods": {"m": scores.compute([f"s{i}" for i in range(len(scenes))])}}
 
 
@@ -365,7 +410,8 @@ def test_figures_over_seeds_are_those_worked_out_by_hand():
     by_scene = np.array([-0.1, -0.1, -0.25])  # of the means over seeds
     replicates = results.resample(3) @ by_scene / 3
     assert row["interval"] == pytest.approx(results.expanded_interval(replicates, 3))
-    assert "difference" not in study_report.summarise({"ckd": contents["ckd"]}, "supervised")["ckd"]
+    alone = study_report.summarise({"ckd": contents["ckd"][:1]}, "supervised")["ckd"]
+    assert "difference" not in alone and alone["std"]["abs_rel"] is None
 
 
 def test_seeds_of_other_images_are_not_averaged():
