@@ -185,12 +185,12 @@ def _difference_cells(difference: dict[str, Any] | None) -> list[str]:
 
 
 def _trial_table(arm: str, trials: list[dict[str, Any]]) -> str:
-    keys = list(trials[0]["overrides"])
+    keys = list(dict.fromkeys(key for trial in trials for key in trial["overrides"]))
     rows = []
     for trial in trials:
         value = "not done" if trial["abs_rel"] is None else f"{trial['abs_rel']:.4f}"
         value = "diverged" if trial["diverged"] else value
-        cells = [f"{trial['overrides'][key]:g}" for key in keys]
+        cells = [str(trial["overrides"].get(key, "")) for key in keys]
         rows.append([*cells, value, "taken" if trial["chosen"] else ""])
     return f"{arm}:\n\n" + _markdown([*keys, "AbsRel", ""], rows)
 
@@ -214,9 +214,11 @@ def _draw_curves(tested: dict[str, list[Run]], path: pathlib.Path) -> None:
             curves = _curves(run)
             axes[0].plot(*zip(*curves["train"], strict=True), **style)
             axes[1].plot(*zip(*curves["eval"], strict=True), marker=".", **style)
-    axes[0].set(xlabel="step", ylabel="SILog of a batch", title="training", yscale="log")
-    axes[1].set(xlabel="step", ylabel="AbsRel", title="tuning split", yscale="log")
+    axes[0].set(xlabel="step", ylabel="SILog of a batch", title="training")
+    axes[1].set(xlabel="step", ylabel="AbsRel", title="tuning split")
     axes[0].legend()
+    for axis in axes:
+        axis.grid(alpha=0.3)
     figure.tight_layout()
     figure.savefig(path)
 

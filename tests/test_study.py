@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import threading
-import types
 
 import numpy as np
 import pytest
@@ -54,7 +53,9 @@ class InProcess(subprocess.Popen):
     def __init__(self, command, stdout, stderr):
         values = flags.FlagValues()
         config_flags.DEFINE_config_file("config", None, "", flag_values=values, lock_config=True)
-        for name in ("workdir", "checkpoint", "out"):
+        given = ("workdir", "checkpoint", "out")
+        left_out = ("predictions", "protocol", "scaling", "max_depth_m", "masks", "flip_average")
+        for name in given + left_out:
             flags.DEFINE_string(name, None, "", flag_values=values)
         self.returncode = 0
         try:
@@ -76,9 +77,7 @@ class InProcess(subprocess.Popen):
             cache_teacher.build(values.config)
         else:
             assert module == "fsmde_jax.evaluate"
-            names = ("predictions", "protocol", "scaling", "max_depth_m", "masks", "flip_average")
-            given = {name: values[name].value for name in ("checkpoint", "config", "out")}
-            evaluate._run(types.SimpleNamespace(**dict.fromkeys(names), **given))
+            evaluate._run(values)
 
     def poll(self):
         return self.returncode
