@@ -292,7 +292,13 @@ def about(config: ConfigDict, methods: dict[str, dict]) -> dict[str, Any]:
         f"{', averaged with the mirror image' if evaluation.flip_average else ''}; {scalings}. "
         f"Covers {covered['images']} of {covered['of']} images"
     )
-    return {"settings": settings, "scenes": len(first["scenes"]), "text": text}
+    device = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+    return {
+        "settings": settings,
+        "scenes": len(first["scenes"]),
+        "device": device,
+        "text": text,
+    }
 
 
 _SCALING_TEXT = {
@@ -330,7 +336,11 @@ def _draw(
                 sample = {name: array[i] for name, array in host.items()}
                 name = source[index]["sample_id"].replace("/", "_")
                 visualize.draw_ring(
-                    sample, cameras, config.evaluation.picture_max_depth_m, folder / f"{name}.png"
+                    sample,
+                    {"prediction": sample["depth_m"]},
+                    cameras,
+                    config.evaluation.picture_max_depth_m,
+                    folder / f"{name}.png",
                 )
 
 

@@ -224,6 +224,28 @@ def read(path: pathlib.Path) -> dict[str, Any]:
     return content
 
 
+def average_seeds(contents: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """One result whose figures are the means of several seeds' scene by scene.
+
+    Of the first method of each, as `read` gives them; they must have the same images. Intervals
+    are left out: those of the parts say nothing of the mean.
+    """
+    methods = [next(iter(content["methods"].values())) for content in contents]
+    for content in contents[1:]:
+        _check_same(contents[0], content)
+    names = ("mean", "cameras", "images", "scenes", "cross_view")
+    parts = [{name: method[name] for name in names if name in method} for method in methods]
+    return {"about": contents[0]["about"], "methods": {"average": _mean(parts)}}
+
+
+def _mean(trees: list[Any]) -> Any:
+    """The mean of numbers in dicts, of the keys that all have."""
+    if not isinstance(trees[0], dict):
+        return float(np.mean(trees))
+    shared = [key for key in trees[0] if all(key in tree for tree in trees)]
+    return {key: _mean([tree[key] for tree in trees]) for key in shared}
+
+
 def compare(first: dict[str, Any], second: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Second minus first, paired by scene, with 95 % intervals: `{metric: {...}}`.
 
@@ -231,18 +253,8 @@ def compare(first: dict[str, Any], second: dict[str, Any]) -> dict[str, dict[str
     as `read` gives them, of whose methods the first is taken; a difference in protocol, data or
     coverage is refused.
     """
-    what = differences(first["about"]["settings"], second["about"]["settings"], "in the first")
-    if what:
-        raise UserError(
-            "these results cannot be compared: " + what.replace("in the config", "in the second")
-        )
+    _check_same(first, second)
     one, two = (next(iter(content["methods"].values())) for content in (first, second))
-    if one["images"] != two["images"] or list(one["scenes"]) != list(two["scenes"]):
-        raise UserError(
-            "these results cover different images: "
-            f"{sum(one['images'].values())} in {len(one['scenes'])} scenes and "
-            f"{sum(two['images'].values())} in {len(two['scenes'])}"
-        )
     scenes, cameras = list(one["scenes"]), list(one["cameras"])
     average = first["about"]["settings"]["average"]
     arrays = [_by_scene(result, scenes, cameras) for result in (one, two)]
@@ -259,6 +271,21 @@ def compare(first: dict[str, Any], second: dict[str, Any]) -> dict[str, dict[str
     if "cross_view" in one and "cross_view" in two:
         found |= _compare_cross_view(one, two, scenes)
     return found
+
+
+def _check_same(first: dict[str, Any], second: dict[str, Any]) -> None:
+    what = differences(first["about"]["settings"], second["about"]["settings"], "in the first")
+    if what:
+        raise UserError(
+            "these results cannot be compared: " + what.replace("in the config", "in the second")
+        )
+    one, two = (next(iter(content["methods"].values())) for content in (first, second))
+    if one["images"] != two["images"] or list(one["scenes"]) != list(two["scenes"]):
+        raise UserError(
+            "these results cover different images: "
+            f"{sum(one['images'].values())} in {len(one['scenes'])} scenes and "
+            f"{sum(two['images'].values())} in {len(two['scenes'])}"
+        )
 
 
 def _compare_cross_view(one: dict, two: dict, scenes: list[str]) -> dict[str, dict[str, Any]]:

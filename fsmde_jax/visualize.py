@@ -48,23 +48,26 @@ def lidar_overlay(
 
 def draw_ring(
     sample: dict[str, np.ndarray],
+    predictions_m: dict[str, Float[np.ndarray, "n h w"]],
     cameras: tuple[str, ...],
     max_depth_m: float,
     path: pathlib.Path,
 ) -> None:
-    """One column a camera, from left of the car to right of it; rows image, LiDAR, prediction.
+    """One column a camera, from left of the car to right of it; rows image, LiDAR, predictions.
 
     Args:
-      sample: batch fields without `b`, and `depth_m` [n h w].
+      sample: batch fields without `b`.
+      predictions_m: z-depth by the name of its row.
     """
     yaw = rig.yaw_rad(sample["vehicle_from_camera"])
     order = [i for i in np.argsort(-yaw) if sample["camera_mask"][i]]
     height, width = sample["image"].shape[1:3]
     column_inches = 3.2
     row_inches = column_inches * height / width
-    figure = Figure(figsize=(column_inches * len(order) + 1.0, 3 * row_inches + 0.6), dpi=120)
+    rows = 2 + len(predictions_m)
+    figure = Figure(figsize=(column_inches * len(order) + 1.0, rows * row_inches + 0.6), dpi=120)
     FigureCanvasAgg(figure)
-    axes = figure.subplots(3, len(order), squeeze=False)
+    axes = figure.subplots(rows, len(order), squeeze=False)
     scale = max(1, round(480 / width))
     for column, i in enumerate(order):
         overlay = lidar_overlay(
@@ -74,12 +77,12 @@ def draw_ring(
             max_depth_m,
             scale,
         )
-        prediction = depth_colours(sample["depth_m"][i], max_depth_m)
-        for row, picture in enumerate((sample["image"][i], overlay, prediction)):
+        predicted = [depth_colours(d[i], max_depth_m) for d in predictions_m.values()]
+        for row, picture in enumerate((sample["image"][i], overlay, *predicted)):
             axes[row, column].imshow(picture, aspect="auto", interpolation="nearest")
             axes[row, column].set(xticks=[], yticks=[])
         axes[0, column].set_title(f"{cameras[i]}  {np.rad2deg(yaw[i]):+.0f}°", fontsize=9)
-    for row, name in enumerate(("image", "LiDAR", "prediction")):
+    for row, name in enumerate(("image", "LiDAR", *predictions_m)):
         axes[row, 0].set_ylabel(name, fontsize=9)
     figure.subplots_adjust(0.02, 0.02, 0.93, 0.93, wspace=0.02, hspace=0.02)
     _colour_bar(figure, max_depth_m)

@@ -1,0 +1,69 @@
+"""World bench v1: the fixed miniature benchmark on which ways to train a student are compared.
+
+    python -m fsmde_jax.study --config=configs/study_demo.py --workdir=runs/study
+
+100 labelled streets to train on, 20 for tuning (`val`), and 60 streets of a second world for the
+test (`configs/bench.py:test`), which is measured once, at the end. Six cameras of 96x160, LiDAR of
+44 beams, three instants a street, two seconds apart. World seeds 0 to 3 are the demo's and the
+shipped teacher's; that one was pretrained on 500 other streets, five times as many as have labels.
+
+Frozen: a change of anything that moves a figure makes a world bench v2. `:smoke` and `:smoke_test`
+are the same path with two streets to a split, to try a study in minutes on a CPU.
+"""
+
+import pathlib
+import runpy
+
+
+def get_config(variant: str = ""):
+    """The whole objective on the benchmark, or the world that `variant` names."""
+    variants = {"": _bench, "test": _test, "smoke": _smoke, "smoke_test": _smoke_test}
+    if variant not in variants:
+        raise ValueError(
+            f"configs/bench.py has no variant {variant!r}; use one of {sorted(variants)}"
+        )
+    demo = runpy.run_path(str(pathlib.Path(__file__).with_name("demo.py")))
+    config = demo["get_config"]()
+    config.name = "world_bench_v1"
+    for run in (config, config.teacher.head_stage):
+        run.data.batch_size = 4
+        run.teacher.image = "prepared"
+        run.evaluation.references = False
+        run.evaluation.pictures = 0
+        run.train.log_every = 50
+        variants[variant](run)
+    config.teacher.source = "cached"
+    config.train.eval_every = config.train.checkpoint_every
+    return config
+
+
+def _bench(config):
+    config.data.config_name = "bench_v1"
+    config.world.seed = 10
+    config.world.train_scenes = 100
+    config.world.val_scenes = 20
+    config.world.samples_per_scene = 3
+
+
+def _test(config):
+    _bench(config)
+    config.data.config_name = "bench_v1_test"
+    config.world.seed = 11
+    config.world.train_scenes = 1  # of no use, but a recording has both splits
+    config.world.val_scenes = 60
+    config.evaluation.pictures = 3
+
+
+def _smoke(config):
+    _bench(config)
+    config.data.config_name = "bench_smoke"
+    config.world.train_scenes = config.world.val_scenes = 2
+    config.train.steps = 40
+    config.train.log_every = 5
+    config.train.checkpoint_every = 20
+
+
+def _smoke_test(config):
+    _test(config)
+    config.data.config_name = "bench_smoke_test"
+    config.world.val_scenes = 2

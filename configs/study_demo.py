@@ -1,0 +1,62 @@
+"""Does distillation help? Arms on world bench v1 (`configs/bench.py`), several seeds each.
+
+    python -m fsmde_jax.study --config=configs/study_demo.py --workdir=runs/study
+
+Every arm is tuned by nine runs on the tuning split: three learning rates times three sizes of its
+own weights; the supervised one, which has no weight, by nine learning rates.
+
+`configs/study_demo.py:smoke` tries the path: two arms, two trials, one seed, a few steps.
+"""
+
+from fsmde_jax.study_plan import default_study
+
+SUPERVISED = {
+    "objective.ckd_divergence": 0.0,
+    "objective.ckd_crossing": 0.0,
+    "objective.vrkd": 0.0,
+}
+ARMS = {
+    "supervised": {},
+    "ckd": {"objective.ckd_divergence": 0.02, "objective.ckd_crossing": 0.1},
+    "vrkd": {"objective.vrkd": 0.02},
+    "ckd_vrkd": {
+        "objective.ckd_divergence": 0.02,
+        "objective.ckd_crossing": 0.1,
+        "objective.vrkd": 0.02,
+    },
+}
+LEARNING_RATES = (2e-3, 4e-3, 8e-3)
+FACTORS = (0.3, 1.0, 3.0)  # of an arm's own weights
+
+
+def get_config(variant: str = ""):
+    """The study, or `smoke`."""
+    if variant not in ("", "smoke"):
+        raise ValueError(
+            f"configs/study_demo.py has no variant {variant!r}; use configs/study_demo.py:smoke"
+        )
+    study = default_study()
+    study.name = "study_demo"
+    study.base = "configs/bench.py"
+    study.test = "configs/bench.py:test"
+    study.arms = {arm: SUPERVISED | own for arm, own in ARMS.items()}
+    study.trials = {arm: _trials(own) for arm, own in ARMS.items()}
+    if variant == "smoke":
+        study.base += ":smoke"
+        study.test = "configs/bench.py:smoke_test"
+        study.seeds = (0,)
+        study.arms = {arm: study.arms[arm] for arm in ("supervised", "ckd_vrkd")}
+        study.trials = {arm: study.trials[arm][:2] for arm in study.arms}
+    return study
+
+
+def _trials(own: dict[str, float]) -> list[dict[str, float]]:
+    if not own:
+        rates = [4e-3 * 2 ** (i / 2) for i in range(-4, 5)]
+        return [{"optimizer.learning_rate": round(rate, 5)} for rate in rates]
+    return [
+        {"optimizer.learning_rate": rate}
+        | {key: round(weight * factor, 6) for key, weight in own.items()}
+        for rate in LEARNING_RATES
+        for factor in FACTORS
+    ]

@@ -1,0 +1,275 @@
+"""What came out of a study: tables, learning curves, pictures and the commands that made them."""
+
+import json
+import pathlib
+import shlex
+import statistics
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from fsmde_jax import config as config_lib
+from fsmde_jax import results, sharding, state, visualize
+from fsmde_jax.data import pipeline
+from fsmde_jax.study_plan import TEACHER, Run, Study
+
+HEADLINE = "abs_rel"
+# Columns of the table: a figure, and what people call it.
+COLUMNS = {
+    "abs_rel": "AbsRel",
+    "sq_rel": "SqRel",
+    "rmse_m": "RMSE (m)",
+    "delta1": "δ < 1.25",
+    "scale_spread": "scale spread",
+    "overlap_disagreement": "overlap disagreement",
+}
+
+
+def write(study: Study) -> list[str]:
+    """Writes `report/` in the study's folder from what is there; returns what is not."""
+    folder = study.workdir / "report"
+    folder.mkdir(parents=True, exist_ok=True)
+    tested = {
+        arm: [run for run in study.seeds(arm) or [] if run.tested] for arm in study.config.arms
+    }
+    contents = {
+        arm: [results.read(run.test) for run in runs] for arm, runs in tested.items() if runs
+    }
+    missing = study.missing()
+    report = {
+        "name": study.config.name,
+        "base": study.config.base,
+        "test": study.config.test,
+        "baseline": study.config.baseline,
+        "devices": sorted({c["about"]["device"] for all_ in contents.values() for c in all_}),
+        "settings": [c["about"]["settings"] for all_ in contents.values() for c in all_][:1],
+        "missing": missing,
+        "arms": summarise(contents, study.config.baseline),
+        "tuning": _tuning(study),
+        "commands": _commands(study, tested),
+    }
+    for arm, row in report["arms"].items():
+        row["seeds"] = [
+            {"seed": run.overrides["seed"]} | figures
+            for run, figures in zip(tested[arm], row["seeds"], strict=True)
+        ]
+    (folder / "study.json").write_text(json.dumps(report, indent=1) + "\n")
+    pictures = []
+    if contents:
+        _draw_curves(tested, folder / "curves.png")
+        pictures = _draw_samples(study, {arm: runs[0] for arm, runs in tested.items() if runs})
+    (folder / "study.md").write_text(_describe(report, pictures) + "\n")
+    return missing
+
+
+# Figures
+
+
+def summarise(contents: dict[str, list[dict[str, Any]]], baseline: str) -> dict[str, Any]:
+    """Each arm's `mean` and `std` over its seeds, its `seeds`, and `difference` to the baseline.
+
+    Args:
+      contents: by arm, what `results.read` gives of each seed.
+      baseline: an arm; without it in `contents` there is no `difference`.
+
+    A std of one seed is None. A difference is `results.compare` of the arms' means over seeds of
+    each scene: `{metric: {"difference": ..., "interval": 95 % over scenes, "percent": ...}}`.
+    """
+    averages = {arm: results.average_seeds(seeds) for arm, seeds in contents.items()}
+    found = {}
+    for arm, seeds in contents.items():
+        rows = [_figures(content) for content in seeds]
+        found[arm] = {
+            "mean": {name: statistics.fmean(row[name] for row in rows) for name in rows[0]},
+            "std": {
+                name: statistics.stdev(row[name] for row in rows) if len(rows) > 1 else None
+                for name in rows[0]
+            },
+            "seeds": rows,
+        }
+        if baseline in averages and arm != baseline:
+            found[arm]["difference"] = results.compare(averages[baseline], averages[arm])
+    return found
+
+
+def _figures(content: dict[str, Any]) -> dict[str, float]:
+    method = next(iter(content["methods"].values()))
+    return method["mean"] | method.get("cross_view", {})
+
+
+def _tuning(study: Study) -> dict[str, list[dict[str, Any]]]:
+    """By arm, each trial's overrides, its AbsRel on the tuning split, whether it was taken."""
+    return {
+        arm: [
+            {
+                "overrides": trial,
+                "abs_rel": None if run.diverged else study.abs_rel(run),
+                "diverged": run.diverged,
+                "chosen": trial is study.chosen(arm),
+            }
+            for run, trial in zip(study.trials(arm), trials, strict=True)
+        ]
+        for arm, trials in study.config.trials.items()
+    }
+
+
+def _commands(study: Study, tested: dict[str, list[Run]]) -> dict[str, list[str]]:
+    """Of the teacher, and by run its training and its test."""
+    commands = {TEACHER: [study.teacher_command()]}
+    for run in (run for runs in tested.values() for run in runs):
+        commands[run.name] = [study.train_command(run), study.test_command(run)]
+    return {name: [shlex.join(c) for c in found] for name, found in commands.items()}
+
+
+# Tables
+
+
+def _describe(report: dict[str, Any], pictures: list[str]) -> str:
+    parts = [f"# {report['name']}"]
+    if report["missing"]:
+        parts.append(f"**Not there yet**: {', '.join(report['missing'])}.")
+    if report["arms"]:
+        about = report["settings"][0]
+        parts += [
+            f"Trained as {report['base']} says, measured on {report['test']} (protocol "
+            f"{about['protocol']}, {about['scaling']}, to {about['max_depth_m']:g} m), on "
+            f"{', '.join(report['devices'])}.",
+            _arm_table(report),
+            "± is the standard deviation over seeds. Differences are those of the means over "
+            "seeds, paired by scene; their intervals (95 %) are over the test's scenes: what other "
+            "streets would change, not what other seeds would.",
+            "## Learning curves\n\n![learning curves](curves.png)",
+        ]
+    if pictures:
+        parts.append("## Examples\n\nThe first seed of each arm.")
+        parts += [f"![{name}]({name})" for name in pictures]
+    if any(report["tuning"].values()):
+        parts.append("## Tuning\n\nAbsRel on the tuning split; the lowest was taken.")
+        parts += [_trial_table(arm, trials) for arm, trials in report["tuning"].items()]
+    parts.append("## Commands")
+    for name, commands in report["commands"].items():
+        parts.append(f"{name}:\n\n" + "\n".join(f"    {command}" for command in commands))
+    return "\n\n".join(parts)
+
+
+def _arm_table(report: dict[str, Any]) -> str:
+    arms = report["arms"]
+    shown = [name for name in COLUMNS if all(name in row["mean"] for row in arms.values())]
+    head = ["arm", "seeds", *(COLUMNS[name] for name in shown)]
+    head += [f"AbsRel - {report['baseline']}'s", "95 % interval", "%"]
+    rows = []
+    for arm, row in arms.items():
+        cells = [arm, str(len(row["seeds"]))]
+        for name in shown:
+            std = row["std"][name]
+            cells.append(f"{row['mean'][name]:.3f}" + (f" ± {std:.3f}" if std is not None else ""))
+        cells += _difference_cells(row.get("difference", {}).get(HEADLINE))
+        rows.append(cells)
+    return _markdown(head, rows)
+
+
+def _difference_cells(difference: dict[str, Any] | None) -> list[str]:
+    if difference is None:
+        return ["-", "-", "-"]
+    interval = difference["interval"]
+    return [
+        f"{difference['difference']:+.4f}",
+        "-" if interval is None else f"{interval[0]:+.4f} to {interval[1]:+.4f}",
+        f"{difference['percent']:+.1f}",
+    ]
+
+
+def _trial_table(arm: str, trials: list[dict[str, Any]]) -> str:
+    keys = list(dict.fromkeys(key for trial in trials for key in trial["overrides"]))
+    rows = []
+    for trial in trials:
+        value = "not done" if trial["abs_rel"] is None else f"{trial['abs_rel']:.4f}"
+        value = "diverged" if trial["diverged"] else value
+        cells = [str(trial["overrides"].get(key, "")) for key in keys]
+        rows.append([*cells, value, "taken" if trial["chosen"] else ""])
+    return f"{arm}:\n\n" + _markdown([*keys, "AbsRel", ""], rows)
+
+
+def _markdown(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+# Pictures
+
+
+def _draw_curves(tested: dict[str, list[Run]], path: pathlib.Path) -> None:
+    """Training SILog and AbsRel on the tuning split by step; a thin line a seed."""
+    figure = Figure(figsize=(12, 4.5), dpi=110)
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(1, 2)
+    for number, (arm, runs) in enumerate(tested.items()):
+        for i, run in enumerate(runs):
+            style = {"color": f"C{number}", "linewidth": 0.8, "label": None if i else arm}
+            curves = _curves(run)
+            axes[0].plot(*zip(*curves["train"], strict=True), **style)
+            axes[1].plot(*zip(*curves["eval"], strict=True), marker=".", **style)
+    axes[0].set(xlabel="step", ylabel="SILog of a batch", title="training")
+    axes[1].set(xlabel="step", ylabel="AbsRel", title="tuning split")
+    axes[0].legend()
+    for axis in axes:
+        axis.grid(alpha=0.3)
+    figure.tight_layout()
+    figure.savefig(path)
+
+
+def _curves(run: Run) -> dict[str, list[tuple[int, float]]]:
+    """(step, SILog) while training and (step, AbsRel), the last of the finished run."""
+    lines = (run.folder / "metrics.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    curves = {
+        kind: [(r["step"], r[name]) for r in records if r["kind"] == kind]
+        for kind, name in (("train", "silog"), ("eval", HEADLINE))
+    }
+    curves["eval"].append((records[-1]["step"], _figures(results.read(run.folder))[HEADLINE]))
+    return curves
+
+
+def _draw_samples(study: Study, runs: dict[str, Run]) -> list[str]:
+    """Evenly spaced samples of the test data, a row an arm; returns the files' names."""
+    test = study.test
+    source, cameras = pipeline.open_data(test.data, test.data.eval_split)
+    count = min(test.evaluation.pictures, len(source))
+    indices = np.linspace(0, len(source) - 1, count).round().astype(int).tolist()
+    on_devices = sharding.batch_sharding(sharding.make_mesh(test.mesh))
+    predicts = {arm: _predictor(run) for arm, run in runs.items()}
+    names = []
+    for batch in pipeline.eval_batches(
+        test.data, test.data.eval_split, on_devices, indices=indices
+    ):
+        depth_m = {arm: np.asarray(predict(batch)) for arm, predict in predicts.items()}
+        host = jax.device_get(batch)
+        for i, index in enumerate(host["sample_index"].tolist()):
+            if index < 0:
+                continue
+            names.append(source[index]["sample_id"].replace("/", "_") + ".png")
+            visualize.draw_ring(
+                {name: array[i] for name, array in host.items()},
+                {arm: of_arm[i] for arm, of_arm in depth_m.items()},
+                cameras,
+                test.evaluation.picture_max_depth_m,
+                study.workdir / "report" / names[-1],
+            )
+    return names
+
+
+def _predictor(run: Run):  # -> batch -> depth_m [b n h w]
+    student = state.load_student(config_lib.load_config(run.folder), run.folder)
+    graphdef, parameters = nnx.split(student)
+
+    @jax.jit
+    def predict(parameters: Any, batch: dict[str, Array]) -> Float[Array, "b n h w"]:
+        inputs = (batch[name] for name in ("image", "intrinsics", "camera_mask"))
+        return nnx.merge(graphdef, parameters)(*inputs).depth_m
+
+    return lambda batch: predict(parameters, batch)
