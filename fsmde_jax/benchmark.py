@@ -29,6 +29,7 @@ from ml_collections import ConfigDict, config_flags
 
 from fsmde_jax import dry_run, sharding, tasks, train
 from fsmde_jax.config import default_config
+from fsmde_jax.losses.objective import DISTILLATION
 from fsmde_jax.models import hub_config, weights
 from fsmde_jax.models.dpt import DPT, DPTConfig
 from fsmde_jax.state import Model, init_state, place_model
@@ -172,7 +173,7 @@ def _medians(runs: dict[str, Callable[[], Any]]) -> dict[str, float]:
 def step(config: ConfigDict) -> list[dict[str, str]]:
     """Seconds of a student's training step by where its teacher comes from."""
     runs = {
-        "supervised only": _step_run(config, ckd_divergence=0.0, ckd_crossing=0.0, vrkd=0.0),
+        "supervised only": _step_run(config, **dict.fromkeys(DISTILLATION, 0.0)),
         "cached teacher": _step_run(config, source="cached"),
         "online teacher": _step_run(config),
     }

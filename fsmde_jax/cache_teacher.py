@@ -103,7 +103,7 @@ def verify(config: ConfigDict, count: int) -> None:
     rng = np.random.default_rng()
     chosen = rng.choice(runner.about["samples"], min(count, runner.about["samples"]), replace=False)
     flips = rng.random(len(chosen)) < (0.5 if runner.about["flips"] else 0.0)
-    worst = {"probability": 0.0, "token": 0.0}
+    worst = {"probability": 0.0, "token": 0.0, "log depth": 0.0}
     for flipped in (False, True):
         indices = sorted(chosen[flips == flipped].tolist())
         fresh_entries = tqdm(
@@ -113,10 +113,13 @@ def verify(config: ConfigDict, count: int) -> None:
         )
         for index, fresh in zip(indices, fresh_entries, strict=True):
             stored = cache.entry(index, flipped)
-            difference = probabilities(fresh) - probabilities(stored)
-            tokens = np.abs(fresh["teacher_tokens"] - stored["teacher_tokens"].astype(np.float32))
-            worst["probability"] = max(worst["probability"], float(np.abs(difference).max()))
-            worst["token"] = max(worst["token"], float(tokens.max()))
+            differences = {
+                "probability": probabilities(fresh) - probabilities(stored),
+                "token": _difference(fresh, stored, "teacher_tokens"),
+                "log depth": _difference(fresh, stored, "teacher_log_depth"),
+            }
+            for name, difference in differences.items():
+                worst[name] = max(worst[name], float(np.abs(difference).max()))
     named = ", ".join(f"{name} {value:.1e}" for name, value in worst.items())
     print(f"{len(chosen)} entries recomputed; largest differences: {named}")
     if max(worst.values()) > _TOLERANCE:
@@ -129,6 +132,12 @@ def verify(config: ConfigDict, count: int) -> None:
 def probabilities(entry: dict[str, np.ndarray]) -> np.ndarray:
     """Bin probabilities of a stored entry."""
     return (entry["teacher_roots"] / 255.0) ** 2
+
+
+def _difference(
+    fresh: dict[str, np.ndarray], stored: dict[str, np.ndarray], name: str
+) -> np.ndarray:
+    return fresh[name].astype(np.float32) - stored[name].astype(np.float32)
 
 
 def main(_) -> None:

@@ -92,7 +92,10 @@ class Checkpoints:
 def load_params(
     workdir: pathlib.Path, params: Any, identity: dict[str, Any], item: str = "params"
 ) -> Any:
-    """One item of a run's newest checkpoint, on the host; `params` gives its structure."""
+    """One item of a run's newest checkpoint, on the host.
+
+    `params` says which of its arrays, by their paths and shapes: all, or some of them.
+    """
     directory = workdir.expanduser().resolve() / FOLDER
     if not directory.is_dir():
         raise CheckpointError(f"{workdir} holds no run: there is no folder {FOLDER!r} in it")
@@ -111,8 +114,21 @@ def load_params(
         )
         if not jax.tree.leaves(abstract):
             return params
-        args = ocp.args.Composite(**{item: ocp.args.StandardRestore(abstract)})
-        return jax.device_get(manager.restore(step, args=args)[item])
+        restore = ocp.args.PyTreeRestore(
+            abstract,
+            restore_args=ocp.checkpoint_utils.construct_restore_args(abstract),
+            partial_restore=True,
+        )
+        args = ocp.args.Composite(**{item: restore})
+        restored = manager.restore(step, args=args)[item]
+        missing = [
+            jax.tree_util.keystr(path)
+            for path, leaf in jax.tree_util.tree_leaves_with_path(restored)
+            if isinstance(leaf, jax.ShapeDtypeStruct)  # Orbax leaves what it did not find
+        ]
+        if missing:
+            raise CheckpointError(f"{directory / str(step)} has no {item} {', '.join(missing)}")
+        return jax.device_get(restored)
 
 
 def latest_step(workdir: pathlib.Path) -> int | None:

@@ -158,10 +158,17 @@ def _objective() -> ConfigDict:
     objective.ckd_divergence = 0.1  # KL(teacher || student) of bin probabilities
     objective.ckd_crossing = 0.5  # SILog of teacher probabilities on student centers
     objective.ckd_temperature = 1.0
-    objective.vrkd = 0.1  # similarity of adjacent cameras
+    objective.vrkd = 0.1  # similarity between cameras
+    objective.vrkd_on = "features"  # or "probabilities", of the bins
+    objective.vrkd_pairs = "adjacent"  # neighbours whose views overlap; or "all"
     objective.vrkd_form = "kl"  # or "squared"
     objective.vrkd_temperature = 0.1
-    objective.vrkd_grid = (6, 10)  # tokens a camera: rows, columns
+    # Tokens a camera (rows, columns), also those of `feature` and `pairwise`.
+    objective.vrkd_grid = (6, 10)
+    # The baselines (fsmde_jax/losses/baselines.py).
+    objective.response = 0.0  # the teacher's depth, up to scale
+    objective.feature = 0.0  # the teacher's features, through a trained 1x1 adapter
+    objective.pairwise = 0.0  # similarity within a view
     # Only for task "foundation": weight of the multi-scale gradient term.
     objective.foundation_gradient = 0.5
     return objective
@@ -219,14 +226,16 @@ def validate(config: ml_collections.ConfigDict) -> None:
     if teacher.binning not in ("head", "soft"):
         raise ConfigError(f"config.teacher.binning is {teacher.binning!r}; use 'head' or 'soft'")
     choices = {
-        "image": ("student", "prepared"),
-        "resize": ("patch", "processor"),
-        "source": ("online", "cached"),
+        ("teacher", "image"): ("student", "prepared"),
+        ("teacher", "resize"): ("patch", "processor"),
+        ("teacher", "source"): ("online", "cached"),
+        ("objective", "vrkd_on"): ("features", "probabilities"),
+        ("objective", "vrkd_pairs"): ("adjacent", "all"),
     }
-    for key, allowed in choices.items():
-        if teacher[key] not in allowed:
+    for (section, key), allowed in choices.items():
+        if (value := config[section][key]) not in allowed:
             raise ConfigError(
-                f"config.teacher.{key} is {teacher[key]!r}; use {' or '.join(map(repr, allowed))}"
+                f"config.{section}.{key} is {value!r}; use {' or '.join(map(repr, allowed))}"
             )
     if teacher.source == "cached" and teacher.image == "student" and data.jitter > 0:
         raise ConfigError(

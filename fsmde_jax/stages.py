@@ -27,10 +27,11 @@ def run_stages(config: ConfigDict, workdir: pathlib.Path) -> int | None:
 
     `config` then names the head. Returns the number of a signal that interrupted it, or None.
     """
-    if tasks.make_task(config).build_teacher or config.task == "teacher_head":
+    needs_teacher = tasks.make_task(config).build_teacher is not None
+    if needs_teacher or config.task == "teacher_head":
         tasks.foundation(config)  # a wrong name is refused before anything is rendered
     stage = config.teacher.head_stage
-    if stage is not None and not config.teacher.head_weights:
+    if needs_teacher and stage is not None and not config.teacher.head_weights:
         folder = workdir / "teacher_head"
         stage.data.data_dir, stage.mesh = config.data.data_dir, config.mesh
         for same in ("weights", "size", "image", "resize", "position_offset", "train_neck"):

@@ -142,7 +142,10 @@ def load_trained(
 
 def load_student(config: ConfigDict, workdir: pathlib.Path) -> nnx.Module:
     """The trained student of a run, ready to predict; needs no teacher and no data."""
-    task = tasks.make_task(config)._replace(build_teacher=None)
+    task = tasks.make_task(config)._replace(
+        build_model=lambda rngs: tasks.build_student(config, rngs),  # without any adapter
+        build_teacher=None,
+    )
     model = Model(task, config.seed)
     identity = {"task": "student", "student": config.student.to_dict()}
     params, batch_stats = load_trained(config, model, workdir, identity)

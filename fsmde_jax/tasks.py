@@ -20,8 +20,10 @@ from ml_collections import ConfigDict
 from fsmde_jax import checkpoints, sharding
 from fsmde_jax.config import ConfigError
 from fsmde_jax.data import teacher_cache
+from fsmde_jax.losses.baselines import FeatureAdapter
 from fsmde_jax.losses.depth import affine_invariant_loss
 from fsmde_jax.losses.objective import (
+    DISTILLATION,
     TeacherTargets,
     silog_on_lidar,
     student_objective,
@@ -70,20 +72,37 @@ def make_task(config: ConfigDict) -> Task:
 
 def _student(config: ConfigDict) -> Task:
     objective = config.objective
-    distils = any(objective[name] for name in ("ckd_divergence", "ckd_crossing", "vrkd"))
+    distils = any(objective[name] for name in DISTILLATION)
+
+    def build(rngs):
+        student = build_student(config, rngs)
+        if objective.feature:
+            # One more part of the student, so that it is trained and saved with it;
+            # `state.load_student` leaves it out.
+            student.adapter = FeatureAdapter(
+                student.decoder[-1].conv.out_features,
+                foundation(config)[0].fusion_hidden_size,
+                rngs=rngs,
+            )
+        return student
 
     def loss(model, teacher, batch):
         student, targets = model(*student_inputs(batch)), None
         if "teacher_roots" in batch:
-            roots, tokens = (batch[name] for name in teacher_cache.FIELDS)
-            targets = TeacherTargets(teacher_cache.decode(roots), tokens.astype(jnp.float32))
+            roots, tokens, log_depth = (batch[name] for name in teacher_cache.FIELDS)
+            targets = TeacherTargets(
+                teacher_cache.decode(roots),
+                tokens.astype(jnp.float32),
+                log_depth.astype(jnp.float32),
+            )
         elif teacher:
             size = student.bins.logits.shape[2:4]
             targets = targets_of(teacher(*teacher_inputs(batch)), size, objective)
-        return student_objective(student, targets, batch, objective)
+        adapter = model.adapter if objective.feature else None
+        return student_objective(student, targets, batch, objective, adapter)
 
     return Task(
-        build_model=lambda rngs: build_student(config, rngs),
+        build_model=build,
         trainable=nnx.Param,
         build_teacher=(lambda rngs: build_teacher(config, rngs)) if distils else None,
         loss=loss,
@@ -314,7 +333,9 @@ def identity(config: ConfigDict, teacher: str | None) -> dict[str, Any]:
     if config.task == "foundation":
         return {"task": "foundation", "foundation": config.teacher.size} | dataset
     sizes = {"student": config.student.to_dict(), "bins": config.bins.to_dict()}
-    return {"task": "student"} | sizes | dataset | {"teacher": teacher}
+    # None where there is none, as in a checkpoint from before there were adapters.
+    adapter = {"feature_adapter": True if config.objective.feature else None}
+    return {"task": "student"} | sizes | dataset | {"teacher": teacher} | adapter
 
 
 def count_parameters(state: Any) -> int:

@@ -30,6 +30,9 @@ def describe(config: ConfigDict, model: Model, teacher_name: str) -> dict[str, A
     one = {name: jax.ShapeDtypeStruct((1, *a.shape), a.dtype) for name, a in first.items()}
     encoded = jax.eval_shape(functools.partial(encode, config, model), model.teacher_state, one)
     image = first["teacher_image" if from_prepared else "image"]
+    soft_bins = None  # a trained head is part of the teacher's name
+    if config.teacher.binning == "soft":
+        soft_bins = [*config.teacher.soft_range, config.teacher.soft_temperature]
     return {
         "teacher": teacher_name,
         "dataset": f"{config.data.dataset}/{config.data.config_name}/{prepared.VERSION}",
@@ -40,6 +43,7 @@ def describe(config: ConfigDict, model: Model, teacher_name: str) -> dict[str, A
         "resize": config.teacher.resize,
         "position_offset": config.teacher.position_offset,
         "num_bins": config.bins.num_bins,
+        "soft_bins": soft_bins,
         "vrkd_grid": list(config.objective.vrkd_grid),
         "flips": config.data.flip_probability > 0,
         "shapes": {name: list(leaf.shape[1:]) for name, leaf in encoded.items()},
@@ -47,7 +51,7 @@ def describe(config: ConfigDict, model: Model, teacher_name: str) -> dict[str, A
 
 
 def encode(config: ConfigDict, model: Model, teacher_state, batch) -> dict[str, Array]:
-    """What is stored of a batch."""
+    """What is stored of a batch: for any weights of the objective, so one cache serves them all."""
 
     # Of the student only the resolution of its bins matters.
     def student(params, batch_stats, frozen, batch):
@@ -58,9 +62,12 @@ def encode(config: ConfigDict, model: Model, teacher_state, batch) -> dict[str, 
     output = jax.eval_shape(student, *shapes, batch)
     teacher = model.merge_teacher(teacher_state)(*tasks.teacher_inputs(batch))
     targets = targets_of(teacher, output.bins.logits.shape[2:4], config.objective)
-    roots = teacher_cache.encode(targets.logits)
-    tokens = targets.tokens.astype("float16")
-    return dict(zip(teacher_cache.FIELDS, (roots, tokens), strict=True))
+    stored = (
+        teacher_cache.encode(targets.logits),
+        targets.tokens.astype("float16"),
+        targets.log_depth.astype("float16"),
+    )
+    return dict(zip(teacher_cache.FIELDS, stored, strict=True))
 
 
 def command(config: ConfigDict) -> str:

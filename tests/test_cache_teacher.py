@@ -1,6 +1,7 @@
 """Stored teacher outputs: the same losses as online, resumed, verified, refused by name."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -15,6 +16,7 @@ from fsmde_jax import cache_teacher, train
 from fsmde_jax.config import ConfigError, validate
 from fsmde_jax.data import teacher_cache
 from fsmde_jax.data.teacher_cache import TeacherCacheError
+from fsmde_jax.losses.objective import DISTILLATION
 
 
 @pytest.fixture(scope="module")
@@ -25,6 +27,7 @@ def config(tmp_path_factory):
     config.teacher.image = "prepared"
     config.data.downscale = 2
     config.objective.vrkd_grid = (2, 4)
+    config.objective.update({name: 0.1 for name in DISTILLATION})
     config.train.steps = 4
     return config
 
@@ -52,7 +55,7 @@ def test_cached_training_has_the_losses_of_online_training(config, cached, tmp_p
     assert train.train(cached, tmp_path / "cached") is None
     records = [read_metrics(tmp_path / name) for name in ("online", "cached")]
     for online, stored in zip(*records, strict=True):
-        for name in ("silog", "ckd_divergence", "ckd_crossing", "vrkd"):
+        for name in ("silog", *DISTILLATION):
             assert stored[name] == pytest.approx(online[name], rel=5e-3, abs=2e-4), name
 
 
@@ -97,6 +100,7 @@ def test_a_cache_cut_in_half_is_named_and_resumed(cached, monkeypatch, tmp_path)
         (lambda c: c.data.update(downscale=1), "shapes is"),
         (lambda c: c.data.update(flip_probability=0.0), "flips is True there, False"),
         (lambda c: c.objective.update(vrkd_grid=(1, 2)), r"vrkd_grid is \[2, 4\] there"),
+        (lambda c: c.teacher.update(soft_temperature=0.1), r"soft_bins is .*0\.2\] there"),
     ],
 )
 def test_a_cache_of_something_else_is_refused_by_name(cached, change, message, tmp_path):
@@ -106,6 +110,19 @@ def test_a_cache_of_something_else_is_refused_by_name(cached, change, message, t
         train.train(other, tmp_path)
     with pytest.raises(TeacherCacheError, match=message):
         cache_teacher.build(other)
+
+
+def test_a_cache_without_what_the_objective_reads_is_refused_by_name(cached, tmp_path):
+    """As they were stored before there was a term on depth."""
+    other = cached.copy_and_resolve_references()
+    other.teacher.cache_dir = str(tmp_path / "cache")
+    shutil.copytree(teacher_cache.directory_of(cached), other.teacher.cache_dir)
+    file = tmp_path / "cache" / "cache.json"
+    about = json.loads(file.read_text())
+    del about["shapes"]["teacher_log_depth"]
+    file.write_text(json.dumps(about))
+    with pytest.raises(TeacherCacheError, match=r"there, .*'teacher_log_depth'.* in the config"):
+        train.train(other, tmp_path / "run")
 
 
 def test_a_missing_cache_says_how_to_make_it(cached, tmp_path):

@@ -8,6 +8,7 @@ from tiny_run import tiny_config
 
 from fsmde_jax import config as config_lib
 from fsmde_jax import dry_run, sharding
+from fsmde_jax.arms import ARMS
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -20,6 +21,7 @@ def load(name):
     ("name", "variant"),
     [
         ("demo.py", None),
+        *(("demo.py", arm) for arm in ARMS),
         ("demo_teacher.py", ""),
         ("demo_teacher.py", "unseen"),
         ("demo_teacher.py", "other_rig"),
@@ -62,6 +64,8 @@ def test_nuscenes_differs_from_ddad_in_the_data_alone(variant):
     [
         ("task", "students", r"config\.task"),
         ("teacher.binning", "hard", r"config\.teacher\.binning"),
+        ("objective.vrkd_on", "depth", r"config\.objective\.vrkd_on"),
+        ("objective.vrkd_pairs", "ring", r"config\.objective\.vrkd_pairs"),
         ("data.min_depth_m", 300.0, r"config\.data\.min_depth_m"),
         ("evaluation.protocol", "monodepth", r"config\.evaluation\.protocol"),
         ("train.log_every", 0, r"config\.train\.log_every"),
@@ -72,6 +76,12 @@ def test_values_that_make_no_sense_are_refused_by_key(key, value, message):
     config.update_from_flattened_dict({key: value})
     with pytest.raises(ValueError, match=message):
         config_lib.validate(config)
+
+
+def test_the_demo_is_the_arm_of_ckd_and_vrkd():
+    demo, arm = load("demo.py")(), load("demo.py")("ckd_vrkd")
+    assert demo.objective.to_dict() == arm.objective.to_dict()
+    assert (demo.name, arm.name) == ("demo", "demo_ckd_vrkd")
 
 
 def test_soft_bins_with_rig_centers_are_refused():

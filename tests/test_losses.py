@@ -6,7 +6,8 @@ from flax import nnx
 
 from fsmde_jax.config import default_config
 from fsmde_jax.losses import cross_interaction, depth, view_relational
-from fsmde_jax.losses.objective import student_objective, targets_of
+from fsmde_jax.losses.baselines import FeatureAdapter
+from fsmde_jax.losses.objective import DISTILLATION, student_objective, targets_of
 from fsmde_jax.models.student import Student, StudentConfig
 from fsmde_jax.models.teacher import TeacherOutput
 
@@ -50,16 +51,14 @@ def student():
 def teacher_output(seed=1):
     rng = np.random.default_rng(seed)
     make = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)  # noqa: E731
-    return TeacherOutput(make(B, N, 16, 32, K), make(B, N, 16, 32, 5), jnp.ones((B, N, H, W)))
+    return TeacherOutput(make(B, N, 16, 32, K), make(B, N, 16, 32, 5), jnp.exp(make(B, N, H, W)))
 
 
-def gradients_of_term(student, teacher, name):
+def gradients_of_term(student, teacher, name, **options):
     """Gradient of one term with respect to the student's parameters, and to the teacher."""
     config = default_config().objective
-    with config.unlocked():
-        config.vrkd_grid = (4, 4)
-        for other in ("silog", "ckd_divergence", "ckd_crossing", "vrkd"):
-            config[other] = float(other == name)
+    config.vrkd_grid = (4, 4)
+    config.update({other: float(other == name) for other in ("silog", *DISTILLATION)}, **options)
     batch = make_batch()
     graphdef, params, rest = nnx.split(student, nnx.Param, ...)
 
@@ -67,7 +66,8 @@ def gradients_of_term(student, teacher, name):
         module = nnx.merge(graphdef, params, rest, copy=True)
         output = module(batch["image"], batch["intrinsics"], batch["camera_mask"])
         targets = targets_of(teacher, output.bins.logits.shape[2:4], config)
-        return student_objective(output, targets, batch, config)[0]
+        adapter = module.adapter if name == "feature" else None
+        return student_objective(output, targets, batch, config, adapter)[0]
 
     return jax.jit(jax.grad(loss, argnums=(0, 1)))(params, teacher)
 
@@ -92,9 +92,42 @@ def test_divergence_moves_only_the_probabilities(student):
     assert size(to_teacher) == 0
 
 
-def test_relational_term_moves_features_and_no_head(student):
-    grads, to_teacher = gradients_of_term(student, teacher_output(), "vrkd")
+@pytest.mark.parametrize(
+    ("term", "options"),
+    [
+        ("vrkd", {}),
+        ("vrkd", {"vrkd_pairs": "all"}),
+        ("pairwise", {}),
+    ],
+)
+def test_relations_of_features_move_the_decoder_and_no_head(student, term, options):
+    grads, to_teacher = gradients_of_term(student, teacher_output(), term, **options)
     assert size(grads["decoder"]) > 0
+    assert size(grads["head"]) == 0
+    assert size(to_teacher) == 0
+
+
+def test_relations_of_probabilities_move_them_and_no_centers(student):
+    teacher = teacher_output()
+    grads, to_teacher = gradients_of_term(student, teacher, "vrkd", vrkd_on="probabilities")
+    assert size(grads["head"]["classifier"]) > 0
+    assert size(grads["head"]["widths"]) == size(grads["head"]["hidden"]) == 0
+    assert size(to_teacher) == 0
+
+
+def test_response_moves_probabilities_and_centers(student):
+    grads, to_teacher = gradients_of_term(student, teacher_output(), "response")
+    assert size(grads["head"]["classifier"]) > 0
+    assert size(grads["head"]["widths"]) > 0
+    assert size(to_teacher) == 0
+
+
+def test_features_move_the_decoder_and_the_adapter_and_no_head(student):
+    with_adapter = nnx.clone(student)
+    with_adapter.adapter = FeatureAdapter(32, 5, rngs=nnx.Rngs(1))
+    grads, to_teacher = gradients_of_term(with_adapter, teacher_output(), "feature")
+    assert size(grads["decoder"]) > 0
+    assert size(grads["adapter"]) > 0
     assert size(grads["head"]) == 0
     assert size(to_teacher) == 0
 
@@ -166,24 +199,83 @@ def test_divergence_is_zero_for_equal_logits_and_skips_absent_cameras():
     assert float(cross_interaction.bin_divergence(logits, other, jnp.ones((B, N), bool))) > 0.01
 
 
+def ring_pairs(mask):
+    """Adjacent pairs on a ring of three."""
+    neighbour = jnp.tile(jnp.array([1, 2, 0], jnp.int32), (B, 1))
+    return view_relational.adjacent_pairs(neighbour, mask)
+
+
 def test_relational_loss_is_zero_for_equal_tokens_and_uses_the_pairs():
     tokens = view_relational.pool_tokens(normal(B, N, 8, 8, 6), (2, 4))
     np.testing.assert_allclose(jnp.linalg.norm(tokens, axis=-1), 1.0, rtol=1e-5)
-    neighbour = jnp.tile(jnp.array([1, 2, 0], jnp.int32), (B, 1))
-    mask = jnp.ones((B, N), bool)
+    pairs = ring_pairs(jnp.ones((B, N), bool))
     for form in ("kl", "squared"):
-        loss = view_relational.view_relational_loss(tokens, tokens, neighbour, mask, form)
+        loss = view_relational.view_relational_loss(tokens, tokens, pairs, form)
         assert float(loss) == pytest.approx(0, abs=1e-5)
-    similarity = view_relational.neighbour_similarity(tokens, neighbour)
+    similarity = view_relational.pair_similarity(tokens, pairs)
     np.testing.assert_allclose(similarity[0, 2], tokens[0, 2] @ tokens[0, 0].T, atol=1e-6)
 
 
 def test_relational_loss_without_pairs_is_zero():
     tokens = view_relational.pool_tokens(normal(B, N, 8, 8, 6), (2, 4))
     other = view_relational.pool_tokens(normal(B, N, 8, 8, 3), (2, 4))
-    none = jnp.zeros((B, N), bool)
-    neighbour = jnp.zeros((B, N), jnp.int32)
-    assert float(view_relational.view_relational_loss(tokens, other, neighbour, none)) == 0
+    none = ring_pairs(jnp.zeros((B, N), bool))
+    assert float(view_relational.view_relational_loss(tokens, other, none)) == 0
+    alone = view_relational.all_pairs(jnp.tile(jnp.array([False, True, False]), (B, 1)))
+    assert float(view_relational.view_relational_loss(tokens, other, alone)) == 0
+
+
+def test_all_pairs_are_every_two_present_cameras_once():
+    mask = jnp.array([[True, True, True, True], [True, False, True, True]])
+    pairs = view_relational.all_pairs(mask)
+    for b, expected in enumerate(
+        [[(0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3)], [(0, 2), (0, 3), (2, 3)]]
+    ):
+        chosen = np.asarray(pairs.mask[b])
+        first, second = np.asarray(pairs.first[b])[chosen], np.asarray(pairs.second[b])[chosen]
+        assert list(zip(first.tolist(), second.tolist(), strict=True)) == expected
+
+
+@pytest.mark.parametrize("form", ["kl", "squared"])
+def test_on_two_cameras_all_pairs_are_the_adjacent_one(form):
+    """A partial ring of two: the second camera has nobody to its left."""
+    tokens, other = (
+        view_relational.pool_tokens(normal(B, 2, 8, 8, channels), (2, 4)) for channels in (6, 3)
+    )
+    neighbour = jnp.tile(jnp.array([1, 0], jnp.int32), (B, 1))
+    overlaps = jnp.tile(jnp.array([True, False]), (B, 1))
+    values = [
+        float(view_relational.view_relational_loss(tokens, other, pairs, form))
+        for pairs in (
+            view_relational.adjacent_pairs(neighbour, overlaps),
+            view_relational.all_pairs(jnp.ones((B, 2), bool)),
+        )
+    ]
+    assert values[0] > 0 and values[1] == pytest.approx(values[0], rel=1e-6)
+
+
+def test_absent_cameras_take_no_part_in_any_pairs():
+    tokens, other = (
+        view_relational.pool_tokens(normal(B, N, 8, 8, channels), (2, 4)) for channels in (6, 3)
+    )
+    changed = other.at[:, 1].set(other[:, 1, ::-1])
+    pairs = view_relational.all_pairs(jnp.tile(jnp.array([True, False, True]), (B, 1)))
+    loss = view_relational.view_relational_loss
+    assert float(loss(tokens, other, pairs)) == float(loss(tokens, changed, pairs)) > 0
+
+
+def test_relations_of_probabilities_are_those_of_the_logits(student):
+    """Zero for a teacher with the student's logits, whatever its features."""
+    batch, config = make_batch(), default_config().objective
+    config.vrkd_grid, config.vrkd_on = (4, 4), "probabilities"
+    config.update({name: float(name == "vrkd") for name in DISTILLATION})
+    output = student(batch["image"], batch["intrinsics"], batch["camera_mask"])
+    size = output.bins.logits.shape[2:4]
+    values = []
+    for teacher in (teacher_output(), teacher_output()._replace(logits=output.bins.logits)):
+        targets = targets_of(teacher, size, config)
+        values.append(float(student_objective(output, targets, batch, config)[1]["vrkd"]))
+    assert values[0] > 1e-3 and values[1] == pytest.approx(0, abs=1e-6)
 
 
 def test_a_grid_that_does_not_divide_shares_the_pixels_between_cells():
@@ -200,8 +292,6 @@ def test_a_grid_finer_than_the_features_is_refused():
 
 def test_unknown_form_is_refused():
     tokens = view_relational.pool_tokens(normal(B, N, 8, 8, 6), (2, 4))
-    neighbour = jnp.zeros((B, N), jnp.int32)
+    pairs = ring_pairs(jnp.ones((B, N), bool))
     with pytest.raises(ValueError, match="vrkd_form"):
-        view_relational.view_relational_loss(
-            tokens, tokens, neighbour, jnp.ones((B, N), bool), "cosine"
-        )
+        view_relational.view_relational_loss(tokens, tokens, pairs, "cosine")

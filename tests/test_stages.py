@@ -63,6 +63,13 @@ def test_the_demo_goes_from_nothing_to_a_table(run):
     assert (head["task"], head["teacher"]["weights"]) == ("teacher_head", "dpt-mini-world")
 
 
+def test_an_arm_without_teacher_trains_no_head(run, tmp_path):
+    config = shrink(DEMO["get_config"]("supervised"), run[0].data.data_dir)
+    assert stages.run_stages(config, tmp_path) is None
+    assert not (tmp_path / "teacher_head").exists()
+    assert not config.teacher.head_weights
+
+
 def test_a_trained_foundation_model_is_a_checkpoint_that_can_be_named(foundation, tmp_path):
     config, workdir = foundation
     trained = evaluate.evaluate_run(config, workdir)["foundation"]["mean"]

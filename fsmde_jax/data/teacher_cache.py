@@ -2,9 +2,9 @@
 
 `<data_dir>/<dataset>/<config name>/teacher_cache/` (or `config.teacher.cache_dir`) holds
 `cache.json`, which says what was run on what, and array_record files of `CHUNK` samples each. An
-entry is the bin probabilities of each pixel at the student's resolution (square roots in 255ths)
-and the pooled tokens (float16), once for the sample and once for its mirror image if the config
-flips.
+entry is the bin probabilities of each pixel at the student's resolution (square roots in 255ths),
+the pooled tokens and the logarithm of depth up to scale (both float16), once for the sample and
+once for its mirror image if the config flips.
 """
 
 import json
@@ -23,8 +23,12 @@ from fsmde_jax.data import prepared
 from fsmde_jax.errors import UserError, differences
 
 CHUNK = 32  # samples a file
-FIELDS = ("teacher_roots", "teacher_tokens")
-_DTYPES = {"teacher_roots": np.uint8, "teacher_tokens": np.float16}
+_DTYPES = {
+    "teacher_roots": np.uint8,
+    "teacher_tokens": np.float16,
+    "teacher_log_depth": np.float16,
+}
+FIELDS = tuple(_DTYPES)
 
 
 class TeacherCacheError(UserError):
@@ -63,7 +67,8 @@ class TeacherCache:
         """The stored arrays (`FIELDS`) of a sample, or of its mirror image."""
         record = self._records[index * self.orientations + flipped]
         out, start = {}, 0
-        for name, shape in self.about["shapes"].items():
+        for name in FIELDS:
+            shape = self.about["shapes"][name]
             size = int(np.prod(shape)) * np.dtype(_DTYPES[name]).itemsize
             out[name] = np.frombuffer(record[start : start + size], _DTYPES[name]).reshape(shape)
             start += size

@@ -1,31 +1,44 @@
-"""The student's objective: supervision, cross-interaction and view-relational terms, weighed."""
+"""The student's objective: supervision and the terms of distillation, weighed."""
 
+import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
-from fsmde_jax.losses import cross_interaction, depth, view_relational
+from fsmde_jax.losses import baselines, cross_interaction, depth, view_relational
 from fsmde_jax.models.resize import resize_bilinear
 from fsmde_jax.models.student import StudentOutput
 from fsmde_jax.models.teacher import TeacherOutput
 
+# The terms that need a teacher; keys of the config's `objective` section, like "silog".
+DISTILLATION = ("ckd_divergence", "ckd_crossing", "vrkd", "response", "feature", "pairwise")
+
 
 class TeacherTargets(NamedTuple):
-    """What distillation reads of a teacher."""
+    """What distillation reads of a teacher; maps have the resolution of the student's bins."""
 
-    logits: Float[Array, "b n h w k"]  # of bin probabilities, at the resolution of the student's
+    logits: Float[Array, "b n h w k"]  # of bin probabilities
     tokens: Float[Array, "b n t c"]  # pooled features of unit length
+    log_depth: Float[Array, "b n h w"]  # up to scale: its mean over each image is 0
 
 
 def targets_of(
     teacher: TeacherOutput, bins_size: tuple[int, int], config: ConfigDict
 ) -> TeacherTargets:
-    """Targets from a teacher's output; `config` is the run's `objective` section."""
+    """Targets from a teacher's output; `config` is the run's `objective` section.
+
+    Under `jax.jit` a target that no term reads costs nothing.
+    """
+    log_depth = jnp.log(jnp.maximum(teacher.depth_m, 1e-6))[..., None]
+    log_depth = _resize_maps(log_depth, bins_size)[..., 0]
     return TeacherTargets(
         _resize_maps(teacher.logits, bins_size),
         view_relational.pool_tokens(teacher.features, config.vrkd_grid),
+        log_depth - jnp.mean(log_depth, axis=(-1, -2), keepdims=True),
     )
 
 
@@ -34,31 +47,61 @@ def student_objective(
     teacher: TeacherTargets | None,
     batch: dict[str, Array],
     config: ConfigDict,
+    adapter: Callable[[Array], Array] | None = None,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """The weighted sum and its terms (unweighted); `config` is the run's `objective` section.
 
-    A term of weight 0 is not computed; without teacher only SILog remains.
+    A term of weight 0 is not computed; without teacher only SILog remains. The term "feature"
+    needs the `adapter` (`baselines.FeatureAdapter`).
     """
     terms = {"silog": silog_on_lidar(student.depth_m, batch, config)}
     if teacher is not None:
+        cameras = batch["camera_mask"]
+        pool = functools.partial(view_relational.pool_tokens, grid=config.vrkd_grid)
         if config.ckd_divergence:
             terms["ckd_divergence"] = cross_interaction.bin_divergence(
-                teacher.logits, student.bins.logits, batch["camera_mask"], config.ckd_temperature
+                teacher.logits, student.bins.logits, cameras, config.ckd_temperature
             )
         if config.ckd_crossing:
             crossed_m = cross_interaction.crossed_depth(teacher.logits, student.bins.centers_m)
             terms["ckd_crossing"] = silog_on_lidar(crossed_m, batch, config)
         if config.vrkd:
-            terms["vrkd"] = view_relational.view_relational_loss(
-                teacher.tokens,
-                view_relational.pool_tokens(student.features, config.vrkd_grid),
-                batch["neighbour"],
-                batch["neighbour_mask"],
-                config.vrkd_form,
-                config.vrkd_temperature,
+            terms["vrkd"] = _vrkd(student, teacher, batch, config)
+        if config.response:
+            terms["response"] = baselines.response_loss(
+                teacher.log_depth, student.bins.depth_m, cameras
+            )
+        if config.feature:
+            tokens = adapter(pool(student.features))
+            terms["feature"] = baselines.feature_loss(teacher.tokens, tokens, cameras)
+        if config.pairwise:
+            terms["pairwise"] = baselines.pairwise_loss(
+                teacher.tokens, pool(student.features), cameras
             )
     total = sum((config[name] * value for name, value in terms.items()), start=jnp.zeros(()))
     return total, terms
+
+
+def _vrkd(
+    student: StudentOutput,
+    teacher: TeacherTargets,
+    batch: dict[str, Array],
+    config: ConfigDict,
+) -> Float[Array, ""]:
+    """The view-relational term on what `vrkd_on` names, between the cameras `vrkd_pairs` names."""
+    pool = functools.partial(view_relational.pool_tokens, grid=config.vrkd_grid)
+    if config.vrkd_on == "probabilities":
+        teacher_tokens = pool(jax.nn.softmax(teacher.logits))
+        student_tokens = pool(jax.nn.softmax(student.bins.logits))
+    else:
+        teacher_tokens, student_tokens = teacher.tokens, pool(student.features)
+    if config.vrkd_pairs == "all":
+        pairs = view_relational.all_pairs(batch["camera_mask"])
+    else:
+        pairs = view_relational.adjacent_pairs(batch["neighbour"], batch["neighbour_mask"])
+    return view_relational.view_relational_loss(
+        teacher_tokens, student_tokens, pairs, config.vrkd_form, config.vrkd_temperature
+    )
 
 
 def silog_on_lidar(

@@ -1,8 +1,11 @@
-"""View-relational distillation (VRKD, arXiv 2512.08700): similarity between adjacent cameras.
+"""View-relational distillation (VRKD, arXiv 2512.08700): similarity between cameras.
 
-Every camera is pooled to a small grid of unit tokens; for each pair of neighbours on the ring
-the matrix of token similarities of the student is pulled to the teacher's.
+The features or the bin probabilities of every camera are pooled to a small grid of unit tokens;
+for each pair of cameras, neighbours on the ring or any two, the matrix of token similarities of
+the student is pulled to the teacher's.
 """
+
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -36,30 +39,56 @@ def _cell_weights(pixels: int, cells: int) -> np.ndarray:
     return (np.maximum(overlap, 0.0) * cells / pixels).astype(np.float32)
 
 
-def neighbour_similarity(
-    tokens: Float[Array, "b n t c"], neighbour: Int[Array, "b n"]
-) -> Float[Array, "b n t t"]:
-    """Cosine similarity of each camera's tokens with its ring neighbour's."""
-    following = jnp.take_along_axis(tokens, neighbour[:, :, None, None], axis=1)
-    return jnp.einsum("bntc,bnsc->bnts", tokens, following)
+class Pairs(NamedTuple):
+    """Pairs of cameras to compare."""
+
+    first: Int[Array, "b m"]
+    second: Int[Array, "b m"]
+    mask: Bool[Array, "b m"]  # which of them count
+
+
+def adjacent_pairs(neighbour: Int[Array, "b n"], neighbour_mask: Bool[Array, "b n"]) -> Pairs:
+    """Each camera with its ring neighbour, where their views overlap."""
+    cameras = jnp.arange(neighbour.shape[1], dtype=neighbour.dtype)
+    return Pairs(jnp.broadcast_to(cameras, neighbour.shape), neighbour, neighbour_mask)
+
+
+def all_pairs(camera_mask: Bool[Array, "b n"]) -> Pairs:
+    """Every two different cameras that are present, once, overlapping or not."""
+    b, n = camera_mask.shape
+    first, second = np.triu_indices(n, k=1)
+    mask = camera_mask[:, first] & camera_mask[:, second]
+    return Pairs(*(jnp.tile(jnp.asarray(i, jnp.int32), (b, 1)) for i in (first, second)), mask)
+
+
+def pair_similarity(tokens: Float[Array, "b n t c"], pairs: Pairs) -> Float[Array, "b m t t"]:
+    """Cosine similarity of the tokens of the first camera (rows) with those of the second."""
+    first, second = (
+        jnp.take_along_axis(tokens, index[:, :, None, None], axis=1)
+        for index in (pairs.first, pairs.second)
+    )
+    return jnp.einsum("bmtc,bmsc->bmts", first, second)
 
 
 def view_relational_loss(
     teacher_tokens: Float[Array, "b n t c"],
     student_tokens: Float[Array, "b n t d"],
-    neighbour: Int[Array, "b n"],
-    neighbour_mask: Bool[Array, "b n"],
+    pairs: Pairs,
     form: str = "kl",
     temperature: float = 0.1,
 ) -> Float[Array, ""]:
-    """Distance of the similarity matrices, averaged over the pairs that overlap.
+    """Distance of the similarity matrices, averaged over the pairs that count.
 
     Args:
+      teacher_tokens, student_tokens: of unit length, on the same grid; no gradient reaches the
+        teacher's.
+      pairs: of cameras.
       form: "kl" compares rows as distributions (softmax of similarity / temperature),
         "squared" takes the mean squared difference.
+      temperature: of "kl".
     """
-    teacher = neighbour_similarity(jax.lax.stop_gradient(teacher_tokens), neighbour)
-    student = neighbour_similarity(student_tokens, neighbour)
+    teacher = pair_similarity(jax.lax.stop_gradient(teacher_tokens), pairs)
+    student = pair_similarity(student_tokens, pairs)
     if form == "kl":
         teacher_log = jax.nn.log_softmax(teacher / temperature)
         student_log = jax.nn.log_softmax(student / temperature)
@@ -69,4 +98,4 @@ def view_relational_loss(
         per_pair = jnp.mean((teacher - student) ** 2, axis=(-1, -2))
     else:
         raise ValueError(f'objective.vrkd_form is {form!r}; use "kl" or "squared"')
-    return jnp.sum(per_pair * neighbour_mask) / jnp.maximum(jnp.sum(neighbour_mask), 1)
+    return jnp.sum(per_pair * pairs.mask) / jnp.maximum(jnp.sum(pairs.mask), 1)

@@ -1,0 +1,80 @@
+"""Distillation baselines: the teacher's depth, its features, similarity within a view.
+
+Feature terms compare the unit tokens of `view_relational.pool_tokens`, so the size of features
+does not matter. No gradient reaches the teacher.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float
+
+
+def response_loss(
+    teacher_log_depth: Float[Array, "b n h w"],
+    student_depth_m: Float[Array, "b n h w"],
+    camera_mask: Bool[Array, "b n"],
+) -> Float[Array, ""]:
+    """Scale-invariant log error between the teacher's depth and the student's, camera by camera.
+
+    The standard deviation over an image's pixels of log student - log teacher: the error of Eigen
+    et al. (arXiv 1406.2283) with lambda = 1, its root taken as in `depth.silog`. A relative
+    teacher's scale differs from image to image, so none is taught, by a metric one neither: the
+    metres stay with the LiDAR.
+    """
+    error = jnp.log(student_depth_m) - jax.lax.stop_gradient(teacher_log_depth)
+    # The floor keeps the square root's slope finite when everything fits.
+    deviation = jnp.sqrt(jnp.maximum(jnp.var(error, axis=(-1, -2)), 1e-6))
+    return _mean_of_present(deviation, camera_mask)
+
+
+class FeatureAdapter(nnx.Module):
+    """FitNets' regressor (arXiv 1412.6550): a 1x1 convolution from student to teacher channels.
+
+    It learns with the student and is thrown away after training. Without bias it may act on
+    pooled tokens: it commutes with their average, and their unit length scales its output only.
+    """
+
+    def __init__(self, student_channels: int, teacher_channels: int, *, rngs: nnx.Rngs):
+        self.linear = nnx.Linear(student_channels, teacher_channels, use_bias=False, rngs=rngs)
+
+    def __call__(self, tokens: Float[Array, "b n t d"]) -> Float[Array, "b n t c"]:
+        """Student tokens in the teacher's space, of unit length."""
+        adapted = self.linear(tokens)
+        return adapted * jax.lax.rsqrt(jnp.sum(adapted**2, -1, keepdims=True) + 1e-8)
+
+
+def feature_loss(
+    teacher_tokens: Float[Array, "b n t c"],
+    adapted_tokens: Float[Array, "b n t c"],
+    camera_mask: Bool[Array, "b n"],
+) -> Float[Array, ""]:
+    """Squared distance of unit tokens (FitNets, arXiv 1412.6550), which is 2 - 2 cosine.
+
+    `adapted_tokens` are the student's after `FeatureAdapter`. FitNets compares features as they
+    are; a foundation model's come in any size, so here only directions count.
+    """
+    distance = jnp.sum((adapted_tokens - jax.lax.stop_gradient(teacher_tokens)) ** 2, axis=-1)
+    return _mean_of_present(jnp.mean(distance, axis=-1), camera_mask)
+
+
+def pairwise_loss(
+    teacher_tokens: Float[Array, "b n t c"],
+    student_tokens: Float[Array, "b n t d"],
+    camera_mask: Bool[Array, "b n"],
+) -> Float[Array, ""]:
+    """Mean squared difference of the token similarities within each camera.
+
+    The pair-wise distillation of Liu et al. (arXiv 1903.04197).
+    """
+    teacher_tokens = jax.lax.stop_gradient(teacher_tokens)
+    teacher, student = (
+        jnp.einsum("bntc,bnsc->bnts", tokens, tokens) for tokens in (teacher_tokens, student_tokens)
+    )
+    return _mean_of_present(jnp.mean((teacher - student) ** 2, axis=(-1, -2)), camera_mask)
+
+
+def _mean_of_present(
+    per_camera: Float[Array, "b n"], camera_mask: Bool[Array, "b n"]
+) -> Float[Array, ""]:
+    return jnp.sum(per_camera * camera_mask) / jnp.maximum(jnp.sum(camera_mask), 1)
