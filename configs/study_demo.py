@@ -8,23 +8,10 @@ own weights; the supervised one, which has no weight, by nine learning rates.
 `configs/study_demo.py:smoke` tries the path: two arms, two trials, one seed, a few steps.
 """
 
+from fsmde_jax.arms import ARMS
+from fsmde_jax.losses.objective import DISTILLATION
 from fsmde_jax.study_plan import default_study
 
-SUPERVISED = {
-    "objective.ckd_divergence": 0.0,
-    "objective.ckd_crossing": 0.0,
-    "objective.vrkd": 0.0,
-}
-ARMS = {
-    "supervised": {},
-    "ckd": {"objective.ckd_divergence": 0.02, "objective.ckd_crossing": 0.1},
-    "vrkd": {"objective.vrkd": 0.02},
-    "ckd_vrkd": {
-        "objective.ckd_divergence": 0.02,
-        "objective.ckd_crossing": 0.1,
-        "objective.vrkd": 0.02,
-    },
-}
 LEARNING_RATES = (2e-3, 4e-3, 8e-3)
 FACTORS = (0.3, 1.0, 3.0)  # of an arm's own weights
 
@@ -39,8 +26,13 @@ def get_config(variant: str = ""):
     study.name = "study_demo"
     study.base = "configs/bench.py"
     study.test = "configs/bench.py:test"
-    study.arms = {arm: SUPERVISED | own for arm, own in ARMS.items()}
-    study.trials = {arm: _trials(own) for arm, own in ARMS.items()}
+    without = {f"objective.{term}": 0.0 for term in DISTILLATION}
+    weights = {
+        arm: {f"objective.{term}": weight for term, weight in own.items()}
+        for arm, own in ARMS.items()
+    }
+    study.arms = {arm: without | own for arm, own in weights.items()}
+    study.trials = {arm: _trials(own) for arm, own in weights.items()}
     if variant == "smoke":
         study.base += ":smoke"
         study.test = "configs/bench.py:smoke_test"
