@@ -13,6 +13,7 @@ from jaxtyping import Bool
 from PIL import Image
 from tqdm import tqdm
 
+from fsmde_jax.data import lidar
 from fsmde_jax.data.prepared import PreparedSplit
 from fsmde_jax.errors import UserError
 
@@ -83,14 +84,11 @@ class Masks:
     def hide_own_car(self, sample: dict) -> dict:
         """A prepared sample without the LiDAR points that fall on the own car."""
         depth_m = sample["lidar_depth_m"].copy()
-        ends = np.cumsum(sample["lidar_counts"])
+        of_image = lidar.slices_of(sample)
         for i, camera in enumerate(sample["camera_names"]):
-            points = slice(ends[i] - sample["lidar_counts"][i], ends[i])
             mask = self.of_scene[sample["scene_id"]][camera]
-            native = sample["native_sizes"][i].astype(np.int64)
-            uv = sample["lidar_uv"][points].astype(np.int64)
-            column, row = (uv * mask.shape[::-1] // native[::-1]).T
-            depth_m[points] = np.where(mask[row, column], depth_m[points], 0.0)
+            column, row = lidar.pixels_at(sample, i, mask.shape).T
+            depth_m[of_image[i]] *= mask[row, column]
         return {**sample, "lidar_depth_m": depth_m}
 
 
@@ -117,15 +115,12 @@ def _estimate(
     returned: dict[str, np.ndarray] = {}
     for index in indices:
         sample = source[index]
-        ends = np.cumsum(sample["lidar_counts"])
-        height, width = sample["images"].shape[1:3]
+        size = sample["images"].shape[1:3]
         for i, camera in enumerate(sample["camera_names"]):
             grey.setdefault(camera, []).append(sample["images"][i].mean(axis=-1).astype(np.uint8))
-            points = slice(ends[i] - sample["lidar_counts"][i], ends[i])
-            native = sample["native_sizes"][i].astype(np.int64)
-            uv = sample["lidar_uv"][points].astype(np.int64) * (width, height) // native[::-1]
-            returns = returned.setdefault(camera, np.zeros((height, width)))
-            np.add.at(returns, (uv[:, 1], uv[:, 0]), 1)
+            column, row = lidar.pixels_at(sample, i, size).T
+            returns = returned.setdefault(camera, np.zeros(size))
+            np.add.at(returns, (row, column), 1)
     masks = {}
     for camera, images in grey.items():
         stack = np.stack(images).astype(np.float32)

@@ -8,6 +8,8 @@ import dataclasses
 
 import numpy as np
 
+from fsmde_jax.data import lidar
+
 
 @dataclasses.dataclass(frozen=True)
 class Protocol:
@@ -90,15 +92,12 @@ PROTOCOLS = {
 def at_prepared_size(sample: dict) -> dict:
     """A prepared sample whose LiDAR points are pixels of its images: truth "prepared"."""
     height, width = sample["images"].shape[1:3]
-    ends = np.cumsum(sample["lidar_counts"])
     kept, uv = [], []
-    for i, (end, count) in enumerate(zip(ends, sample["lidar_counts"], strict=True)):
-        points = np.arange(end - count, end)
-        native = sample["native_sizes"][i].astype(np.int64)
-        small = sample["lidar_uv"][points].astype(np.int64) * (width, height) // native[::-1]
+    for i, points in enumerate(lidar.slices_of(sample)):
+        small = lidar.pixels_at(sample, i, (height, width))
         _, from_the_end = np.unique(small[::-1] @ (1, width), return_index=True)
-        winners = len(points) - 1 - from_the_end
-        kept.append(points[winners])
+        winners = len(small) - 1 - from_the_end
+        kept.append(points.start + winners)
         uv.append(small[winners])
     return {
         **sample,

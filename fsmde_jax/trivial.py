@@ -5,7 +5,7 @@ from jaxtyping import Float
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from fsmde_jax.data import pipeline
+from fsmde_jax.data import lidar, pipeline
 
 # The predictor's cells, and the bins of its histograms in log depth (3 % wide).
 GRID = (96, 160)
@@ -24,9 +24,9 @@ def trivial_depth(config: ConfigDict, cameras: tuple[str, ...]) -> Float[np.ndar
     counts = np.zeros((len(cameras), rows, columns, BINS), np.uint32)
     for index in tqdm(range(len(source)), desc="trivial predictor", disable=len(source) < 500):
         sample = source[index]
-        ends = np.cumsum(sample["lidar_counts"])
+        of_image = lidar.slices_of(sample)
         for i, name in enumerate(sample["camera_names"]):
-            points = slice(ends[i] - sample["lidar_counts"][i], ends[i])
+            points = of_image[i]
             height, width = sample["native_sizes"][i]
             column, row = ((sample["lidar_uv"][points] + 0.5) * [columns / width, rows / height]).T
             depth_m = sample["lidar_depth_m"][points]

@@ -1,4 +1,7 @@
-"""LiDAR points to image pixels, by the rules that made the public ground truth."""
+"""LiDAR points to image pixels, by the rules that made the public ground truth, and back out of
+prepared samples (`prepared.PreparedSplit`)."""
+
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -57,3 +60,17 @@ def _inverse_transform(
     a_from_b: Float[np.ndarray, "4 4"], points_m: Float[np.ndarray, "p 3"]
 ) -> Float[np.ndarray, "p 3"]:
     return (points_m - a_from_b[:3, 3]) @ a_from_b[:3, :3]
+
+
+def slices_of(sample: dict[str, Any]) -> list[slice]:
+    """Where each image's points lie in a sample's LiDAR fields."""
+    ends = np.cumsum(sample["lidar_counts"]).tolist()
+    return [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
+
+
+def pixels_at(sample: dict[str, Any], image: int, size: tuple[int, int]) -> Int[np.ndarray, "p 2"]:
+    """The pixels (column, row) of an image's points, truncated to another size."""
+    height, width = size
+    native = sample["native_sizes"][image].astype(np.int64)
+    uv = sample["lidar_uv"][slices_of(sample)[image]].astype(np.int64)
+    return uv * (width, height) // native[::-1]

@@ -27,7 +27,7 @@ from ml_collections import ConfigDict
 
 from fsmde_jax import rig
 from fsmde_jax.config import ConfigError
-from fsmde_jax.data import augment, prepared
+from fsmde_jax.data import augment, lidar, prepared
 from fsmde_jax.data.teacher_cache import TeacherCache
 
 Sample = dict[str, np.ndarray]
@@ -252,7 +252,7 @@ def place_on_rig(
     optional = {name: field for name, field in _OPTIONAL.items() if name in sample}
     for name, field in optional.items():
         out[field] = np.zeros((n, *sample[name].shape[1:]), sample[name].dtype)
-    ends = np.cumsum(sample["lidar_counts"])
+    of_image = lidar.slices_of(sample)
     for i, name in enumerate(sample["camera_names"]):
         slot = cameras.index(name)
         out["image"][slot] = sample["images"][i]
@@ -263,7 +263,7 @@ def place_on_rig(
         out["vehicle_from_camera"][slot] = sample["vehicle_from_camera"][i]
         if with_dense:
             out["dense_depth_m"][slot] = sample["dense_depth_m"][i]
-        chosen = np.arange(ends[i] - sample["lidar_counts"][i], ends[i])
+        chosen = np.arange(of_image[i].start, of_image[i].stop)
         if len(chosen) > num_points:
             if rng is None:
                 raise ValueError(
