@@ -73,6 +73,10 @@ def _data() -> ConfigDict:
     data.config_name = "384x640"
     data.train_split = "train"
     data.eval_split = "val"
+    # Only so many scenes of the training split, its first ones, have their LiDAR used; 0: all.
+    # The other ones are left out, or kept for distillation; then half of what is drawn has labels.
+    data.labelled_scenes = 0
+    data.keep_unlabelled = False
     # The rig, in ring order; a dataset with others is refused. (): as the dataset has them.
     data.cameras = DDAD_CAMERAS
     data.downscale = 1  # trains on prepared images shrunk by this whole number
@@ -100,6 +104,7 @@ def _world() -> ConfigDict:
     world.height = 200
     world.width = 320
     world.varied_rigs = False
+    world.lidar_beams = 44
     world.image_size = (96, 160)
     world.dense_depth = False
     return world
@@ -121,7 +126,8 @@ def _teacher() -> ConfigDict:
     teacher = ConfigDict()
     # Foundation weights: a hub id, a folder with config.json and model.safetensors (a "foundation"
     # run makes one, RUN/weights), or the shipped "dpt-mini-world". "random" is for tests and
-    # --dry_run. For task "foundation", "" trains from scratch; one that is named is measured.
+    # --dry_run; "truth" is the miniature world's dense depth, a bound for all teachers. For task
+    # "foundation", "" trains from scratch; one that is named is measured.
     teacher.weights = "Intel/dpt-large"
     # The architecture: "" is that of the weights' config.json; for models trained or drawn here
     # a name of `FOUNDATION_SIZES` in fsmde_jax/tasks.py.
@@ -141,9 +147,9 @@ def _teacher() -> ConfigDict:
     teacher.head_weights = ""
     teacher.train_neck = False  # a "teacher_head" run also trains what feeds the head
     teacher.binning = "head"  # how bin probabilities come about: "head" or "soft"
-    # "soft": nearest and farthest bin in normalised inverse depth, and the softness.
-    teacher.soft_range = (4.0, -2.0)
-    teacher.soft_temperature = 0.2
+    # "soft": range of the bins in the logarithm of the normalised prediction, and the softness.
+    teacher.soft_range = (-3.0, 1.5)
+    teacher.soft_temperature = 0.15
     # A "teacher_head" run made before this one, a whole config; its folder becomes head_weights.
     teacher.head_stage = placeholder(ConfigDict)
     teacher.dtype = "float32"
@@ -155,6 +161,7 @@ def _objective() -> ConfigDict:
     objective = ConfigDict()
     objective.silog = 1.0  # SILog of the student's depth on LiDAR
     objective.silog_variance_focus = 0.85
+    objective.supervision = "lidar"  # or "dense": the miniature world's truth, as an upper bound
     objective.ckd_divergence = 0.1  # KL(teacher || student) of bin probabilities
     objective.ckd_crossing = 0.5  # SILog of teacher probabilities on student centers
     objective.ckd_temperature = 1.0
@@ -218,7 +225,7 @@ def _evaluation() -> ConfigDict:
 
 def validate(config: ml_collections.ConfigDict) -> None:
     """Refuses combinations that would fail or mislead later; names the keys."""
-    teacher, bins, data = config.teacher, config.bins, config.data
+    teacher, bins, data, objective = config.teacher, config.bins, config.data, config.objective
     if config.task not in ("student", "teacher_head", "foundation"):
         raise ConfigError(
             f"config.task is {config.task!r}; use 'student', 'teacher_head' or 'foundation'"
@@ -229,6 +236,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
         ("teacher", "image"): ("student", "prepared"),
         ("teacher", "resize"): ("patch", "processor"),
         ("teacher", "source"): ("online", "cached"),
+        ("objective", "supervision"): ("lidar", "dense"),
         ("objective", "vrkd_on"): ("features", "probabilities"),
         ("objective", "vrkd_pairs"): ("adjacent", "all"),
     }
@@ -247,6 +255,14 @@ def validate(config: ml_collections.ConfigDict) -> None:
         raise ConfigError(
             "config.bins.centers_of='rig' needs config.teacher.binning='head': soft bins are "
             "normalised per image, so one set of centers cannot serve all cameras"
+        )
+    no_features = {"feature": objective.feature, "pairwise": objective.pairwise}
+    if objective.vrkd_on == "features":
+        no_features["vrkd"] = objective.vrkd
+    if teacher.weights == "truth" and (used := [name for name in no_features if no_features[name]]):
+        raise ConfigError(
+            f"config.teacher.weights='truth' has no features, which config.objective.{used[0]} "
+            "compares: set that to 0 (config.objective.vrkd works on 'probabilities', too)"
         )
     if not 0 < data.min_depth_m < data.max_depth_m:
         raise ConfigError(

@@ -89,7 +89,7 @@ def _batches(
         config.data,
         split,
         sharding.batch_sharding(mesh),
-        with_dense=predictions is None and tasks.make_task(config).needs_dense_depth,
+        with_dense=predictions is None and config.task == "foundation",
         with_prepared=predictions is None and config.teacher.image == "prepared",
         change=change,
     )

@@ -34,6 +34,7 @@ def run_stages(config: ConfigDict, workdir: pathlib.Path) -> int | None:
     if needs_teacher and stage is not None and not config.teacher.head_weights:
         folder = workdir / "teacher_head"
         stage.data.data_dir, stage.mesh = config.data.data_dir, config.mesh
+        stage.data.labelled_scenes = config.data.labelled_scenes
         for same in ("weights", "size", "image", "resize", "position_offset", "train_neck"):
             stage.teacher[same] = config.teacher[same]
         if interrupted := run(stage, folder):

@@ -104,7 +104,7 @@ def prepare(study: Study) -> None:
         if config.data.dataset == "world":
             stages.make_world(config)
     folder = study.workdir / "teacher"
-    if _run_all({TEACHER: (study.teacher_command(), folder)}, 1):
+    if study.shares_teacher and _run_all({TEACHER: (study.teacher_command(), folder)}, 1):
         raise UserError(f"without the teacher no arm can run: see {folder / 'log.txt'}")
 
 

@@ -89,9 +89,12 @@ class Study:
         self.base = _load(config.base, "config.base")
         self.test = _load(config.test, "config.test")
         _check(config, self.base)
-        self._shared = {"teacher.cache_dir": str(workdir / "teacher" / "cache")}
-        if self.base.teacher.head_stage is not None and not self.base.teacher.head_weights:
-            self._shared["teacher.head_weights"] = str(workdir / "teacher" / "teacher_head")
+        self.shares_teacher = self.base.teacher.weights != "truth"
+        self._shared = {}
+        if self.shares_teacher:
+            self._shared["teacher.cache_dir"] = str(workdir / "teacher" / "cache")
+            if self.base.teacher.head_stage is not None and not self.base.teacher.head_weights:
+                self._shared["teacher.head_weights"] = str(workdir / "teacher" / "teacher_head")
         for arm in config.arms:
             for run in [*self.trials(arm), *(self.seeds(arm) or [])]:
                 self.check(run)
@@ -214,7 +217,7 @@ def _check(config: ConfigDict, base: ConfigDict) -> None:
         )
     if not config.seeds or len(set(config.seeds)) < len(config.seeds):
         raise ConfigError(f"config.seeds is {config.seeds}; name one or more, each once")
-    if base.teacher.source != "cached":
+    if base.teacher.weights != "truth" and base.teacher.source != "cached":
         raise ConfigError(
             f"{config.base}: config.teacher.source is {base.teacher.source!r}; a study runs the "
             "teacher once for all arms, so set 'cached' (an arm may override it)"

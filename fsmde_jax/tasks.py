@@ -5,6 +5,7 @@ and the depth that evaluation measures; `train.py` is the same for all.
 """
 
 import dataclasses
+import math
 import pathlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -28,6 +29,7 @@ from fsmde_jax.losses.objective import (
     silog_on_lidar,
     student_objective,
     targets_of,
+    true_targets,
 )
 from fsmde_jax.models import hub_config, weights
 from fsmde_jax.models.dpt import DPT, DPTConfig
@@ -44,6 +46,9 @@ FOUNDATION_SIZES = {
     "dpt_tiny": DPTConfig.dpt_tiny(),
 }
 
+
+# A teacher that knows: the miniature world's dense truth, up to scale and shift.
+TRUTH = "truth"
 
 # What lies between the backbone of a foundation model and its depth head.
 NECK = ("reassemble_layers", "neck_convs", "fusion_layers")
@@ -73,6 +78,7 @@ def make_task(config: ConfigDict) -> Task:
 def _student(config: ConfigDict) -> Task:
     objective = config.objective
     distils = any(objective[name] for name in DISTILLATION)
+    truth_teaches = distils and config.teacher.weights == TRUTH
 
     def build(rngs):
         student = build_student(config, rngs)
@@ -88,7 +94,16 @@ def _student(config: ConfigDict) -> Task:
 
     def loss(model, teacher, batch):
         student, targets = model(*student_inputs(batch)), None
-        if "teacher_roots" in batch:
+        if truth_teaches:
+            ratio = batch["intrinsics"][..., 0, 0] / config.student.canonical_focal_px
+            targets = true_targets(
+                batch["dense_depth_m"],
+                jnp.where(batch["camera_mask"], ratio, 1.0),
+                student.bins.logits.shape[2:4],
+                config.bins.num_bins,
+                (math.log(config.data.min_depth_m), math.log(config.data.max_depth_m)),
+            )
+        elif "teacher_roots" in batch:
             roots, tokens, log_depth = (batch[name] for name in teacher_cache.FIELDS)
             targets = TeacherTargets(
                 teacher_cache.decode(roots),
@@ -104,9 +119,12 @@ def _student(config: ConfigDict) -> Task:
     return Task(
         build_model=build,
         trainable=nnx.Param,
-        build_teacher=(lambda rngs: build_teacher(config, rngs)) if distils else None,
+        build_teacher=(
+            (lambda rngs: build_teacher(config, rngs)) if distils and not truth_teaches else None
+        ),
         loss=loss,
         predict=lambda model, batch: model(*student_inputs(batch)).depth_m,
+        needs_dense_depth=truth_teaches or objective.supervision == "dense",
     )
 
 
@@ -335,6 +353,8 @@ def identity(config: ConfigDict, teacher: str | None) -> dict[str, Any]:
     sizes = {"student": config.student.to_dict(), "bins": config.bins.to_dict()}
     # None where there is none, as in a checkpoint from before there were adapters.
     adapter = {"feature_adapter": True if config.objective.feature else None}
+    if config.teacher.weights == TRUTH:
+        teacher = TRUTH
     return {"task": "student"} | sizes | dataset | {"teacher": teacher} | adapter
 
 

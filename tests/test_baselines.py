@@ -36,7 +36,7 @@ def of_present(per_camera):
 def test_response_is_the_deviation_of_log_depths_in_each_image():
     teacher, student_m = normal(B, N, H, W), jnp.exp(normal(B, N, H, W))
     expected = of_present(np.std(np.log(student_m) - teacher, axis=(2, 3)))
-    value = baselines.response_loss(teacher, student_m, PRESENT)
+    value = baselines.response_loss(teacher, student_m, PRESENT[..., None, None])
     assert float(value) == pytest.approx(expected, rel=1e-4)
 
 
@@ -45,12 +45,25 @@ def test_response_teaches_no_scale():
     depth = jnp.exp(normal(B, N, H, W))
     scaled_m = depth * jnp.exp(normal(B, N, 1, 1))
     value, slope = jax.value_and_grad(baselines.response_loss, argnums=1)(
-        jnp.log(depth), scaled_m, PRESENT
+        jnp.log(depth), scaled_m, PRESENT[..., None, None]
     )
     assert float(value) == pytest.approx(1e-3, rel=1e-3)  # the root of the floor
     assert jnp.isfinite(slope).all()
-    slope = jax.grad(baselines.response_loss, argnums=1)(normal(B, N, H, W), scaled_m, PRESENT)
+    slope = jax.grad(baselines.response_loss, argnums=1)(
+        normal(B, N, H, W), scaled_m, PRESENT[..., None, None]
+    )
     np.testing.assert_allclose(jnp.sum(slope * scaled_m, axis=(2, 3)), 0, atol=1e-6)
+
+
+def test_response_looks_at_valid_pixels_alone():
+    depth = jnp.exp(normal(B, N, H, W))
+    pixels = jnp.ones((B, N, H, W), bool).at[:, :, 0].set(False).at[0, 0].set(False)
+    changed = jnp.where(pixels, 3.0 * depth, 50.0 * depth)
+    value, slope = jax.value_and_grad(baselines.response_loss, argnums=1)(
+        jnp.log(depth), changed, pixels
+    )
+    assert float(value) == pytest.approx(1e-3, rel=1e-3)  # the root of the floor
+    assert jnp.isfinite(slope).all() and not slope[~pixels].any()
 
 
 def test_targets_hold_the_log_depth_up_to_each_images_scale():
@@ -106,14 +119,14 @@ def test_absent_cameras_count_for_nothing():
     tokens, other = tokens_of(normal(B, N, H, W, 5)), tokens_of(normal(B, N, H, W, 5))
     depth, other_depth = (jnp.exp(normal(B, N, H, W)) for _ in range(2))
     present = PRESENT[:, :, None, None]
-    for loss, teacher, student, elsewhere in (
-        (baselines.response_loss, jnp.log(depth), depth, other_depth),
-        (baselines.feature_loss, tokens, tokens, other),
-        (baselines.pairwise_loss, tokens, tokens, other),
+    for loss, teacher, student, elsewhere, mask in (
+        (baselines.response_loss, jnp.log(depth), depth, other_depth, present),
+        (baselines.feature_loss, tokens, tokens, other, PRESENT),
+        (baselines.pairwise_loss, tokens, tokens, other, PRESENT),
     ):
         only_absent = jnp.where(present, student, elsewhere)
-        assert float(loss(teacher, only_absent, PRESENT)) <= 1e-3 + 1e-6
-        assert float(loss(teacher, only_absent, jnp.ones((B, N), bool))) > 0.01
+        assert float(loss(teacher, only_absent, mask)) <= 1e-3 + 1e-6
+        assert float(loss(teacher, only_absent, jnp.ones_like(mask))) > 0.01
 
 
 # Every arm, trained

@@ -79,8 +79,8 @@ def test_unknown_variants_are_refused(key, value):
 
 def test_soft_bins_run_from_near_to_far_and_ignore_affine_changes():
     inverse_depth = jnp.asarray(RNG.uniform(0.01, 0.5, (2, 8, 12)), jnp.float32)
-    logits = soft_bin_logits(inverse_depth, 16, (4.0, -2.0), 0.2)
-    changed = soft_bin_logits(7.0 * inverse_depth + 2.0, 16, (4.0, -2.0), 0.2)
+    logits = soft_bin_logits(inverse_depth, 16, (-3.0, 1.5), 0.15)
+    changed = soft_bin_logits(7.0 * inverse_depth + 2.0, 16, (-3.0, 1.5), 0.15)
     assert np.abs(nnx.softmax(logits) - nnx.softmax(changed)).max() < 1e-5
     likely = np.argmax(logits, axis=-1)[0]
     nearest = np.unravel_index(np.argmax(inverse_depth[0]), likely.shape)
@@ -99,8 +99,8 @@ def make_teacher(prediction, max_depth_m):
             binning="soft",
             num_bins=16,
             canonical_focal_px=100.0,
-            soft_range=(4.0, -2.0),
-            soft_temperature=0.2,
+            soft_range=(-3.0, 1.5),
+            soft_temperature=0.15,
             head_options={},
             rngs=nnx.Rngs(0),
         )

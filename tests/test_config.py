@@ -84,6 +84,17 @@ def test_the_demo_is_the_arm_of_ckd_and_vrkd():
     assert (demo.name, arm.name) == ("demo", "demo_ckd_vrkd")
 
 
+def test_features_of_the_truth_are_refused():
+    config = config_lib.default_config()
+    config.teacher.weights = "truth"
+    with pytest.raises(
+        config_lib.ConfigError, match=r"'truth' has no features.*config\.objective\.vrkd "
+    ):
+        config_lib.validate(config)
+    config.objective.vrkd_on = "probabilities"
+    config_lib.validate(config)
+
+
 def test_soft_bins_with_rig_centers_are_refused():
     config = config_lib.default_config()
     config.teacher.binning, config.bins.centers_of = "soft", "rig"

@@ -7,7 +7,12 @@ from flax import nnx
 from fsmde_jax.config import default_config
 from fsmde_jax.losses import cross_interaction, depth, view_relational
 from fsmde_jax.losses.baselines import FeatureAdapter
-from fsmde_jax.losses.objective import DISTILLATION, student_objective, targets_of
+from fsmde_jax.losses.objective import (
+    DISTILLATION,
+    student_objective,
+    targets_of,
+    true_targets,
+)
 from fsmde_jax.models.student import Student, StudentConfig
 from fsmde_jax.models.teacher import TeacherOutput
 
@@ -189,14 +194,15 @@ def test_affine_invariant_loss_has_finite_gradients_where_nothing_is_known():
     assert jnp.all(jnp.isfinite(grad(jnp.ones((1, 8, 8)))))
 
 
-def test_divergence_is_zero_for_equal_logits_and_skips_absent_cameras():
+def test_divergence_is_zero_for_equal_logits_and_skips_what_is_not_valid():
     logits = normal(B, N, 4, 5, K)
-    mask = jnp.array([[True, True, False]] * B)
-    other = logits.at[:, 2].add(normal(B, 4, 5, K))
-    assert float(cross_interaction.bin_divergence(logits, other, mask)) == pytest.approx(
-        0, abs=1e-6
-    )
-    assert float(cross_interaction.bin_divergence(logits, other, jnp.ones((B, N), bool))) > 0.01
+    present = jnp.array([[True, True, False]] * B)[..., None, None]
+    pixels = present & jnp.ones((4, 5), bool).at[0, 1].set(False)
+    other = logits.at[:, 2].add(normal(B, 4, 5, K)).at[:, :, 0, 1].add(normal(B, N, K))
+    divergence = cross_interaction.bin_divergence
+    assert float(divergence(logits, other, pixels)) == pytest.approx(0, abs=1e-6)
+    assert float(divergence(logits, other, present)) > 0.01
+    assert float(divergence(logits, other, jnp.ones((B, N, 1, 1), bool))) > 0.01
 
 
 def ring_pairs(mask):
@@ -295,3 +301,31 @@ def test_unknown_form_is_refused():
     pairs = ring_pairs(jnp.ones((B, N), bool))
     with pytest.raises(ValueError, match="vrkd_form"):
         view_relational.view_relational_loss(tokens, tokens, pairs, "cosine")
+
+
+def test_the_truth_teaches_depths_in_order_and_nothing_of_the_sky():
+    """Its bins are the canonical camera's; on centers that fit them the depth comes back."""
+    depth_m = jnp.asarray(RNG.uniform(2, 60, (B, N, 4, 6)), jnp.float32).at[:, :, 0].set(0.0)
+    ratio = jnp.asarray(RNG.uniform(0.5, 2.0, (B, N)), jnp.float32)
+    log_range = (np.log(0.2), np.log(400.0))
+    targets = true_targets(depth_m, ratio, (4, 6), 64, log_range)
+    np.testing.assert_array_equal(targets.valid, depth_m > 0)
+    centers_m = jnp.exp(jnp.linspace(*log_range, 64)) * ratio[..., None]
+    crossed = cross_interaction.crossed_depth(targets.logits, centers_m)
+    error = np.abs(crossed / jnp.where(depth_m > 0, depth_m, 1.0) - 1)[depth_m > 0]
+    assert error.max() < 0.08  # bins are 12 % wide
+
+
+@pytest.mark.parametrize("supervision", ["lidar", "dense"])
+def test_supervision_reads_what_the_config_names(student, supervision):
+    config = default_config().objective
+    config.supervision = supervision
+    config.update(dict.fromkeys(DISTILLATION, 0.0))
+    batch = make_batch()
+    output = student(batch["image"], batch["intrinsics"], batch["camera_mask"])
+    dense_m = jnp.where(RNG.random(output.depth_m.shape) < 0.5, 2.0 * output.depth_m, 0.0)
+    loss, _ = student_objective(output, None, batch | {"dense_depth_m": dense_m}, config)
+    if supervision == "dense":  # a factor of two everywhere
+        assert float(loss) == pytest.approx(np.log(2) * np.sqrt(1 - 0.85), rel=1e-3)
+    else:
+        assert float(loss) > 0.3

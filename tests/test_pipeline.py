@@ -4,6 +4,7 @@ import pytest
 from tiny_run import prepare_recording, tiny_config
 
 from fsmde_jax import rig, sharding
+from fsmde_jax.config import ConfigError
 from fsmde_jax.data import augment, pipeline
 
 
@@ -208,3 +209,28 @@ def test_worker_processes_give_the_same_batches(config, mesh):
     for a, b in zip(load(config, mesh, 2), load(with_worker, mesh, 2), strict=True):
         for name in a:
             np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+
+
+def test_labels_are_those_of_the_first_scenes(config, mesh):
+    """Unlabelled scenes are left out, or kept without their points as half of an epoch."""
+    few = config.copy_and_resolve_references()
+    few.data.labelled_scenes = 1
+    source, _ = pipeline.open_data(few.data, "train")
+    labelled = next(iter(source.scenes.values()))
+    assert 0 < labelled < len(source)
+    (batch,) = load(few, mesh)
+    assert set(batch["sample_index"].tolist()) == set(range(labelled))
+    few.data.keep_unlabelled = True
+    batches = load(few, mesh, 3)
+    index = np.concatenate([batch["sample_index"] for batch in batches])
+    points = np.concatenate([(batch["lidar_depth_m"] > 0).sum((1, 2)) for batch in batches])
+    assert set(index.tolist()) == set(range(len(source)))
+    assert ((points > 0) == (index < labelled)).all()
+    assert 0.25 < np.mean(index < labelled) < 0.75
+
+
+def test_more_labelled_scenes_than_there_are_is_refused(config, mesh):
+    few = config.copy_and_resolve_references()
+    few.data.labelled_scenes = 99
+    with pytest.raises(ConfigError, match=r"config\.data\.labelled_scenes is 99; .* has 2 scenes"):
+        load(few, mesh)

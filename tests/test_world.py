@@ -1,5 +1,6 @@
 """The miniature world: determinism, geometry, restart."""
 
+import dataclasses
 import hashlib
 import json
 import pathlib
@@ -133,6 +134,28 @@ def test_other_config_is_refused(world: pathlib.Path) -> None:
     with pytest.raises(ValueError, match=r"'seed': 3.*'seed': 4"):
         write_world(other, world, num_workers=1, progress=False)
     assert digests(world) == before
+
+
+def test_fewer_beams_change_the_sweeps_alone(world: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    few = dataclasses.replace(CONFIG, lidar_beams=4)
+    write_world(few, tmp_path, num_workers=1, progress=False)
+    all_, others = digests(world), digests(tmp_path)
+    pictures = [name for name in all_ if "/rgb/" in name]
+    assert pictures and all(all_[name] == others[name] for name in pictures)
+    sizes = {
+        root: sum(len(np.load(file)["data"]) for file in root.glob("*/point_cloud/*/*.npz"))
+        for root in (world, tmp_path)
+    }
+    assert 0.05 < sizes[tmp_path] / sizes[world] < 0.2
+
+
+def test_a_world_from_before_beams_were_a_choice_is_known(tmp_path: pathlib.Path) -> None:
+    write_world(WorldConfig(train_scenes=0, val_scenes=0), tmp_path, progress=False)
+    file = tmp_path / "world_config.json"
+    content = json.loads(file.read_text())
+    del content["lidar_beams"]
+    file.write_text(json.dumps(content))
+    write_world(WorldConfig(train_scenes=0, val_scenes=0), tmp_path, progress=False)
 
 
 def test_bad_config_names_the_field() -> None:

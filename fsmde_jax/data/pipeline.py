@@ -83,11 +83,12 @@ def train_batches(
         with_dense=with_dense,
     )
     dataset = (
-        grain.MapDataset.range(len(source))
+        grain.MapDataset.source(training_samples(source, config))
         .seed(seed)
         .shuffle()[jax.process_index() :: jax.process_count()]
         .repeat()
         .map(functools.partial(read_sample, source))
+        .map(functools.partial(hide_labels, labelled=labelled_samples(source, config)))
         .map(functools.partial(shrink, factor=config.downscale, keep_prepared=with_prepared))
         .random_map(lambda sample, rng: to_rig(sample, rng=rng))
         .random_map(functools.partial(augment_sample, config=config.to_dict()))
@@ -189,6 +190,32 @@ def read_or_pad(source: prepared.PreparedSplit, index: int) -> dict:
     return {**sample, "camera_names": [], "sample_index": np.int32(-1)}
 
 
+def labelled_samples(source: prepared.PreparedSplit, config: ConfigDict) -> int:
+    """How many samples of the training split, its first ones, have labels."""
+    counts = list(source.scenes.values())
+    if not 0 <= config.labelled_scenes <= len(counts):
+        raise ConfigError(
+            f"config.data.labelled_scenes is {config.labelled_scenes}; {source.directory} has "
+            f"{len(counts)} scenes to train on (0: all)"
+        )
+    return sum(counts[: config.labelled_scenes or None])
+
+
+def training_samples(source: prepared.PreparedSplit, config: ConfigDict) -> list[int]:
+    """Indices of an epoch; labelled samples are repeated until they are half of it."""
+    labelled = labelled_samples(source, config)
+    unlabelled = list(range(labelled, len(source))) if config.keep_unlabelled else []
+    repeats = max(1, round(len(unlabelled) / labelled))
+    return list(range(labelled)) * repeats + unlabelled
+
+
+def hide_labels(sample: dict, labelled: int) -> dict:
+    """The sample without its LiDAR points unless it is among the first `labelled`."""
+    if sample["sample_index"] < labelled:
+        return sample
+    return {**sample, "lidar_depth_m": np.zeros_like(sample["lidar_depth_m"])}
+
+
 def shrink(sample: dict, factor: int, keep_prepared: bool = False) -> dict:
     """A prepared sample with images (and intrinsics) smaller by a whole factor, box-filtered.
 
@@ -242,8 +269,10 @@ def place_on_rig(
     if with_dense:
         if "dense_depth_m" not in sample:
             raise ConfigError(
-                f"sample {sample['sample_id']!r} has no dense truth, but config.task='foundation' "
-                "needs it: only miniature worlds made with config.world.dense_depth=True have it"
+                f"sample {sample['sample_id']!r} has no dense truth, but this run needs it "
+                "(config.task='foundation', config.teacher.weights='truth' or "
+                "config.objective.supervision='dense'): only miniature worlds made with "
+                "config.world.dense_depth=True have it"
             )
         out["dense_depth_m"] = np.zeros((n, height, width), np.float32)
     if with_native:

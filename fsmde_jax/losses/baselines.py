@@ -13,19 +13,23 @@ from jaxtyping import Array, Bool, Float
 def response_loss(
     teacher_log_depth: Float[Array, "b n h w"],
     student_depth_m: Float[Array, "b n h w"],
-    camera_mask: Bool[Array, "b n"],
+    valid: Bool[Array, "b n #h #w"],
 ) -> Float[Array, ""]:
     """Scale-invariant log error between the teacher's depth and the student's, camera by camera.
 
-    The standard deviation over an image's pixels of log student - log teacher: the error of Eigen
+    The standard deviation over an image's valid pixels of log student - log teacher: the error of Eigen
     et al. (arXiv 1406.2283) with lambda = 1, its root taken as in `depth.silog`. A relative
     teacher's scale differs from image to image, so none is taught, by a metric one neither: the
     metres stay with the LiDAR.
     """
     error = jnp.log(student_depth_m) - jax.lax.stop_gradient(teacher_log_depth)
+    valid = jnp.broadcast_to(valid, error.shape)
+    count = jnp.maximum(jnp.sum(valid, axis=(-1, -2), keepdims=True), 1)
+    mean = jnp.sum(error * valid, axis=(-1, -2), keepdims=True) / count
+    variance = jnp.sum((error - mean) ** 2 * valid / count, axis=(-1, -2))
     # The floor keeps the square root's slope finite when everything fits.
-    deviation = jnp.sqrt(jnp.maximum(jnp.var(error, axis=(-1, -2)), 1e-6))
-    return _mean_of_present(deviation, camera_mask)
+    deviation = jnp.sqrt(jnp.maximum(variance, 1e-6))
+    return _mean_of_present(deviation, jnp.any(valid, axis=(-1, -2)))
 
 
 class FeatureAdapter(nnx.Module):

@@ -14,10 +14,10 @@ from fsmde_jax.models.bins import expected_depth
 def bin_divergence(
     teacher_logits: Float[Array, "b n h w k"],
     student_logits: Float[Array, "b n h w k"],
-    camera_mask: Bool[Array, "b n"],
+    valid: Bool[Array, "b n #h #w"],
     temperature: float = 1.0,
 ) -> Float[Array, ""]:
-    """KL(teacher || student) per pixel, averaged over the pixels of the cameras present.
+    """KL(teacher || student) per pixel, averaged over the valid ones.
 
     Both are softened by `temperature`; its square keeps the gradient's size (Hinton et al.,
     arXiv 1503.02531). No gradient reaches the teacher.
@@ -25,8 +25,8 @@ def bin_divergence(
     teacher_log = jax.nn.log_softmax(jax.lax.stop_gradient(teacher_logits) / temperature)
     student_log = jax.nn.log_softmax(student_logits / temperature)
     divergence = jnp.sum(jnp.exp(teacher_log) * (teacher_log - student_log), axis=-1)
-    per_camera = jnp.mean(divergence, axis=(-1, -2)) * camera_mask
-    return temperature**2 * jnp.sum(per_camera) / jnp.maximum(jnp.sum(camera_mask), 1)
+    valid = jnp.broadcast_to(valid, divergence.shape)
+    return temperature**2 * jnp.sum(divergence * valid) / jnp.maximum(jnp.sum(valid), 1)
 
 
 def crossed_depth(

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 from ml_collections import ConfigDict
 
 from fsmde_jax.losses import baselines, cross_interaction, depth, view_relational
@@ -22,8 +22,9 @@ class TeacherTargets(NamedTuple):
     """What distillation reads of a teacher; maps have the resolution of the student's bins."""
 
     logits: Float[Array, "b n h w k"]  # of bin probabilities
-    tokens: Float[Array, "b n t c"]  # pooled features of unit length
+    tokens: Float[Array, "b n t c"] | None  # pooled features of unit length
     log_depth: Float[Array, "b n h w"]  # up to scale: its mean over each image is 0
+    valid: Bool[Array, "b n h w"] | bool = True  # where maps count, in the cameras present
 
 
 def targets_of(
@@ -42,6 +43,32 @@ def targets_of(
     )
 
 
+def true_targets(
+    dense_depth_m: Float[Array, "b n h w"],
+    focal_ratio: Float[Array, "b n"],
+    bins_size: tuple[int, int],
+    num_bins: int,
+    log_range: tuple[float, float],
+) -> TeacherTargets:
+    """Targets of a teacher that cannot be better, to bound what any teacher can give.
+
+    True depth of the canonical camera in soft bins that are even in log depth. As with any teacher
+    its bins have an order and no metres. It has no features, and says nothing of the sky.
+
+    Args:
+      focal_ratio: focal_px / canonical_focal_px.
+      log_range: where the bins begin and end.
+    """
+    is_surface = dense_depth_m > 0
+    log_depth = jnp.log(jnp.where(is_surface, dense_depth_m, jnp.exp(log_range[1])))
+    log_depth = _resize_maps(log_depth[..., None], bins_size)
+    surface = _resize_maps(is_surface[..., None].astype(jnp.float32), bins_size)[..., 0]
+    bins = jnp.linspace(*log_range, num_bins)
+    canonical = jnp.clip(log_depth - jnp.log(focal_ratio)[..., None, None, None], *log_range)
+    logits = -jnp.abs(canonical - bins) / (0.5 * (bins[1] - bins[0]))
+    return TeacherTargets(logits, None, log_depth[..., 0], surface > 0.99)
+
+
 def student_objective(
     student: StudentOutput,
     teacher: TeacherTargets | None,
@@ -54,13 +81,15 @@ def student_objective(
     A term of weight 0 is not computed; without teacher only SILog remains. The term "feature"
     needs the `adapter` (`baselines.FeatureAdapter`).
     """
-    terms = {"silog": silog_on_lidar(student.depth_m, batch, config)}
+    supervise = silog_on_dense if config.supervision == "dense" else silog_on_lidar
+    terms = {"silog": supervise(student.depth_m, batch, config)}
     if teacher is not None:
         cameras = batch["camera_mask"]
+        pixels = cameras[..., None, None] & teacher.valid
         pool = functools.partial(view_relational.pool_tokens, grid=config.vrkd_grid)
         if config.ckd_divergence:
             terms["ckd_divergence"] = cross_interaction.bin_divergence(
-                teacher.logits, student.bins.logits, cameras, config.ckd_temperature
+                teacher.logits, student.bins.logits, pixels, config.ckd_temperature
             )
         if config.ckd_crossing:
             crossed_m = cross_interaction.crossed_depth(teacher.logits, student.bins.centers_m)
@@ -69,7 +98,7 @@ def student_objective(
             terms["vrkd"] = _vrkd(student, teacher, batch, config)
         if config.response:
             terms["response"] = baselines.response_loss(
-                teacher.log_depth, student.bins.depth_m, cameras
+                teacher.log_depth, student.bins.depth_m, pixels
             )
         if config.feature:
             tokens = adapter(pool(student.features))
@@ -111,6 +140,14 @@ def silog_on_lidar(
     at_lidar = depth.sample_at_lidar(depth_m, batch["lidar_xy"], batch["image"].shape[2:4])
     valid = batch["lidar_depth_m"] > 0
     return depth.silog(at_lidar, batch["lidar_depth_m"], valid, config.silog_variance_focus)
+
+
+def silog_on_dense(
+    depth_m: Float[Array, "b n h w"], batch: dict[str, Array], config: ConfigDict
+) -> Float[Array, ""]:
+    """SILog at every pixel of the miniature world's dense truth that has a surface."""
+    truth_m = batch["dense_depth_m"]
+    return depth.silog(depth_m, truth_m, truth_m > 0, config.silog_variance_focus)
 
 
 def _resize_maps(

@@ -82,8 +82,14 @@ class Teacher(nnx.Module):
         features = out.features.reshape(b, n, *out.features.shape[1:])
         if self.head is None:
             metric = self.foundation.config.predicts_metres
-            nearness = -out.prediction if metric else out.prediction
-            logits = self._soft_logits(nearness, features.shape[2:4])
+            prediction = resize_bilinear(out.prediction[..., None], features.shape[2:4])[..., 0]
+            logits = soft_bin_logits(
+                prediction,
+                self.num_bins,
+                self.soft_range,
+                self.soft_temperature,
+                inverse=not metric,
+            )
             logits = logits.reshape(b, n, *logits.shape[1:])
             depth = out.prediction if metric else relative_depth(out.prediction)
             return TeacherOutput(logits, features, depth.reshape(b, n, *depth.shape[1:]))
@@ -98,33 +104,32 @@ class Teacher(nnx.Module):
         size = self.preprocessing.input_size(*image.shape[1:3], self.resize, patch)
         return self.foundation(self.preprocessing(image, size))
 
-    def _soft_logits(
-        self, nearness: Float[Array, "i h w"], size: tuple[int, int]
-    ) -> Float[Array, "i h2 w2 k"]:
-        nearness = resize_bilinear(nearness[..., None], size)[..., 0]
-        near, far = self.soft_range
-        if self.foundation.config.predicts_metres:
-            near, far = -far, -near  # inverse depth has its long tail near, depth has it far
-        return soft_bin_logits(nearness, self.num_bins, (near, far), self.soft_temperature)
-
 
 def soft_bin_logits(
-    nearness: Float[Array, "i h w"],
+    prediction: Float[Array, "i h w"],
     num_bins: int,
     soft_range: tuple[float, float],
     temperature: float,
+    inverse: bool = True,
 ) -> Float[Array, "i h w k"]:
-    """-|r - r_k| / temperature, with r the nearness normalised per image.
+    """-|s - s_k| / temperature, with s the logarithm of the prediction normalised per image.
 
-    Unchanged by an affine change (positive scale) of `nearness`: inverse depth or minus depth.
-    r has median 0 and mean absolute deviation 1; r_k are `num_bins` values from the near to the
-    far end of `soft_range`.
+    Unchanged by an affine change (positive scale) of the prediction. It is counted from its 2 %
+    quantile in units of its 90 % quantile: of inverse depth from about infinity, in units of the
+    road near the car, which the height of the camera holds at nearly one depth (over images of the
+    miniature world a factor of 1.3, their median depth 2). So s is about a logarithm of depth.
+
+    Args:
+      prediction: inverse depth, or depth.
+      soft_range: where bins begin and end in s, evenly spaced.
+      inverse: which of them; bins run from near to far.
     """
-    relative = nearness - jnp.median(nearness, axis=(1, 2), keepdims=True)
-    deviation = jnp.mean(jnp.abs(relative), axis=(1, 2), keepdims=True)
-    relative = relative / jnp.maximum(deviation, 1e-20)
-    bins = jnp.linspace(soft_range[0], soft_range[1], num_bins)
-    return -jnp.abs(jnp.clip(relative, *sorted(soft_range))[..., None] - bins) / temperature
+    low = jnp.quantile(prediction, 0.02, axis=(1, 2), keepdims=True)
+    unit = jnp.quantile(prediction, 0.9, axis=(1, 2), keepdims=True) - low
+    share = (prediction - low) / jnp.maximum(unit, 1e-20)
+    log_share = jnp.log(jnp.clip(share, *jnp.exp(jnp.array(soft_range))))
+    bins = jnp.linspace(*soft_range, num_bins)
+    return -jnp.abs(log_share[..., None] - (bins[::-1] if inverse else bins)) / temperature
 
 
 def relative_depth(inverse_depth: Float[Array, "i h w"]) -> Float[Array, "i h w"]:

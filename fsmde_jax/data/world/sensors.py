@@ -11,7 +11,7 @@ from fsmde_jax.data.world.street import Street
 
 LIDAR = "LIDAR"
 _REAL_WIDTH_PX = 1936.0
-_BEAMS, _COLUMNS = 44, 900
+_COLUMNS = 900
 _LIDAR_AT_M = (0.85, 0.0, 1.72)
 _RANGE_NOISE_M = 0.02
 _OPTICAL_FROM_LEVEL = np.array([[0.0, -1.0, 0.0], [0.0, 0.0, -1.0], [1.0, 0.0, 0.0]])
@@ -171,9 +171,9 @@ def _develop(
     return np.ascontiguousarray(np.clip(tone + noise, 0.0, 1.0).T * 255 + 0.5).astype(np.uint8)
 
 
-def _beam_directions() -> Float[np.ndarray, "p 3"]:
+def _beam_directions(beams: int) -> Float[np.ndarray, "p 3"]:
     """One turn of the LiDAR; beams are densest a little below the horizon."""
-    spread = np.linspace(-1.0, 1.0, _BEAMS)
+    spread = np.linspace(-1.0, 1.0, beams)
     elevation = np.radians(np.where(spread < 0, -28.0, 11.0) * np.abs(spread) ** 1.35 - 1.0)
     azimuth = np.linspace(np.pi, -np.pi, _COLUMNS, endpoint=False)
     azimuth, elevation = (grid.ravel() for grid in np.meshgrid(azimuth, elevation, indexing="ij"))
@@ -186,6 +186,7 @@ def sweep_lidar(
     drive: Drive,
     time_s: float,
     reach_m: float,
+    beams: int,
     rng: np.random.Generator,
 ) -> Float[np.ndarray, "p 4"]:
     """One turn of the LiDAR, motion-compensated to `time_s`: x y z (vehicle frame), intensity.
@@ -195,11 +196,12 @@ def sweep_lidar(
         drive: where the car is when.
         time_s: the sweep's instant.
         reach_m: range at which a bright surface still answers.
+        beams: rows of the LiDAR.
         rng: range noise and drop-outs.
     """
     scene_from_vehicle = drive.scene_from_vehicle(time_s)
     instant = world.at(time_s, scene_from_vehicle)
-    directions = _beam_directions()
+    directions = _beam_directions(beams)
     scene_from_lidar = scene_from_vehicle @ pose(np.eye(3), np.array(_LIDAR_AT_M))
     origins, towards = _rays_in_scene(scene_from_lidar, directions)
     hits = instant.cast(origins, towards)

@@ -55,6 +55,7 @@ class WorldConfig:
         height, width: of the images, in pixels; focal lengths follow the width.
         varied_rigs: other focal lengths, heights, tilts, light and haze in every scene.
         sample_stride: the car is simulated at 10 Hz; every so many frames one is kept.
+        lidar_beams: rows of the LiDAR; images do not depend on it.
     """
 
     seed: int = 0
@@ -65,9 +66,10 @@ class WorldConfig:
     width: int = 320
     varied_rigs: bool = False
     sample_stride: int = 1
+    lidar_beams: int = 44
 
     def __post_init__(self) -> None:
-        for name in ("samples_per_scene", "height", "width", "sample_stride"):
+        for name in ("samples_per_scene", "height", "width", "sample_stride", "lidar_beams"):
             if getattr(self, name) < 1:
                 raise ValueError(
                     f"WorldConfig.{name} must be at least 1, not {getattr(self, name)}"
@@ -114,6 +116,7 @@ def _claim(config: WorldConfig, directory: pathlib.Path) -> None:
         _write_json(path, wanted)
         return
     found = json.loads(path.read_text())
+    found.setdefault("lidar_beams", WorldConfig.lidar_beams)  # worlds from before it was a choice
     if found != wanted:
         raise WorldError(
             f"{path}: this folder holds a world made with {found}, but {wanted} is asked for; "
@@ -203,7 +206,9 @@ class _SceneWriter:
 
     def _write_sweep(self, index: int, time_s: float) -> dict[str, Any]:
         rng = np.random.default_rng([*self.entropy, index, len(self.cameras)])
-        points = sweep_lidar(self.world, self.drive, time_s, self.lidar_reach_m, rng)
+        points = sweep_lidar(
+            self.world, self.drive, time_s, self.lidar_reach_m, self.config.lidar_beams, rng
+        )
         filename = f"point_cloud/{LIDAR}/{self._stem(time_s)}.npz"
         np.savez(self.folder / filename, data=points)
         datum = {
