@@ -28,6 +28,7 @@ def get_config(variant: str = ""):
     study.base = "configs/bench.py"
     study.test = "configs/bench.py:test"
     study.seeds = (0, 1, 2, 3, 4)
+    study.comparisons = (("ckd", "ckd_vrkd"), ("bin_kl", "ckd"))
     without = {f"objective.{term}": 0.0 for term in DISTILLATION}
     weights = {
         arm: {f"objective.{term}": weight for term, weight in own.items()}
@@ -43,6 +44,7 @@ def get_config(variant: str = ""):
         study.seeds = (0,)
         study.arms = {arm: study.arms[arm] for arm in ("supervised", "ckd_vrkd")}
         study.trials = {arm: study.trials[arm][:2] for arm in study.arms}
+        study.comparisons = ()
     return study
 
 

@@ -16,7 +16,7 @@ def get_config():
     study.name = "study_oracle"
     study.base = "configs/bench.py:oracle"
     study.test = "configs/bench.py:test"
-    study.seeds = (0,)
+    study.seeds = (0, 1, 2)
     without = {f"objective.{term}": 0.0 for term in DISTILLATION}
     study.arms = {
         "supervised": without,

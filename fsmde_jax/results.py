@@ -233,7 +233,7 @@ def average_seeds(contents: Sequence[dict[str, Any]]) -> dict[str, Any]:
     methods = [next(iter(content["methods"].values())) for content in contents]
     for content in contents[1:]:
         _check_same(contents[0], content)
-    names = ("mean", "cameras", "images", "scenes", "cross_view")
+    names = ("mean", "cameras", "ranges", "images", "scenes", "cross_view")
     parts = [{name: method[name] for name in names if name in method} for method in methods]
     return {"about": contents[0]["about"], "methods": {"average": _mean(parts)}}
 

@@ -32,6 +32,7 @@ def default_study() -> ConfigDict:
     # By arm, a list of further overrides to try; as many for every arm. {}: nothing is tuned.
     study.trials = {}
     study.baseline = "supervised"
+    study.comparisons = ()  # further pairs of arms, (first, second), whose difference is told
     study.seeds = (0, 1, 2)
     study.tuning_seed = 100
     study.lock()
@@ -208,6 +209,9 @@ def _check(config: ConfigDict, base: ConfigDict) -> None:
         raise ConfigError(
             f"config.baseline is {config.baseline!r}; the arms are {', '.join(config.arms)}"
         )
+    named = {arm for pair in config.comparisons for arm in pair}
+    if unknown := named - set(config.arms):
+        raise ConfigError(f"config.comparisons has {sorted(unknown)}, which config.arms has not")
     if unknown := set(config.trials) - set(config.arms):
         raise ConfigError(f"config.trials has {sorted(unknown)}, which config.arms has not")
     counts = {arm: len(config.trials.get(arm, ())) for arm in config.arms}

@@ -50,6 +50,11 @@ def write(study: Study) -> list[str]:
         "settings": [c["about"]["settings"] for all_ in contents.values() for c in all_][:1],
         "missing": missing,
         "arms": summarise(contents, study.config.baseline),
+        "comparisons": [
+            {"first": first, "second": second, "figures": compare(contents, first, second)}
+            for first, second in study.config.comparisons
+            if first in contents and second in contents
+        ],
         "tuning": _tuning(study),
         "commands": _commands(study, tested),
     }
@@ -73,14 +78,14 @@ def write(study: Study) -> list[str]:
 def summarise(contents: dict[str, list[dict[str, Any]]], baseline: str) -> dict[str, Any]:
     """Each arm's `mean` and `std` over its seeds, its `seeds`, and `difference` to the baseline.
 
+    Also `where`: its AbsRel by camera and by true depth.
+
     Args:
       contents: by arm, what `results.read` gives of each seed.
       baseline: an arm; without it in `contents` there is no `difference`.
 
-    A std of one seed is None. A difference is `results.compare` of the arms' means over seeds of
-    each scene: `{metric: {"difference": ..., "interval": 95 % over scenes, "percent": ...}}`.
+    A std of one seed is None. For a difference see `compare`.
     """
-    averages = {arm: results.average_seeds(seeds) for arm, seeds in contents.items()}
     found = {}
     for arm, seeds in contents.items():
         rows = [_figures(content) for content in seeds]
@@ -91,10 +96,24 @@ def summarise(contents: dict[str, list[dict[str, Any]]], baseline: str) -> dict[
                 for name in rows[0]
             },
             "seeds": rows,
+            "where": _where(seeds),
         }
-        if baseline in averages and arm != baseline:
-            found[arm]["difference"] = results.compare(averages[baseline], averages[arm])
+        if baseline in contents and arm != baseline:
+            found[arm]["difference"] = compare(contents, baseline, arm)
     return found
+
+
+def compare(
+    contents: dict[str, list[dict[str, Any]]], first: str, second: str
+) -> dict[str, dict[str, Any]]:
+    """`results.compare` of two arms' means over seeds of each scene, as for `summarise`."""
+    return results.compare(*(results.average_seeds(contents[arm]) for arm in (first, second)))
+
+
+def _where(seeds: list[dict[str, Any]]) -> dict[str, float]:
+    method = results.average_seeds(seeds)["methods"]["average"]
+    rows = method["cameras"] | method["ranges"]
+    return {name: row[HEADLINE] for name, row in rows.items()}
 
 
 def _figures(content: dict[str, Any]) -> dict[str, float]:
@@ -143,8 +162,16 @@ def _describe(report: dict[str, Any], pictures: list[str]) -> str:
             "± is the standard deviation over seeds. Differences are those of the means over "
             "seeds, paired by scene; their intervals (95 %) are over the test's scenes: what other "
             "streets would change, not what other seeds would.",
-            "## Learning curves\n\n![learning curves](curves.png)",
+            "## Where\n\nAbsRel by camera and by true depth, mean over seeds.",
+            _where_table(report["arms"]),
         ]
+        for pair in report["comparisons"]:
+            names = (pair["first"], pair["second"])
+            parts += [
+                f"## {names[1]} against {names[0]}",
+                results.comparison_table(pair["figures"], names),
+            ]
+        parts.append("## Learning curves\n\n![learning curves](curves.png)")
     if pictures:
         parts.append("## Examples\n\nThe first seed of each arm.")
         parts += [f"![{name}]({name})" for name in pictures]
@@ -171,6 +198,15 @@ def _arm_table(report: dict[str, Any]) -> str:
         cells += _difference_cells(row.get("difference", {}).get(HEADLINE))
         rows.append(cells)
     return _markdown(head, rows)
+
+
+def _where_table(arms: dict[str, Any]) -> str:
+    places = list(next(iter(arms.values()))["where"])
+    rows = [
+        [arm, *(f"{row['where'][place]:.3f}" if place in row["where"] else "-" for place in places)]
+        for arm, row in arms.items()
+    ]
+    return _markdown(["arm", *places], rows)
 
 
 def _difference_cells(difference: dict[str, Any] | None) -> list[str]:

@@ -139,6 +139,7 @@ def done(config, tmp_path_factory):
     """The whole study, run and reported; one trial, since compiling takes most of the time."""
     config = config.copy_and_resolve_references()
     config.trials = {arm: trials[:1] for arm, trials in config.trials.items()}
+    config.comparisons = (("supervised", "vrkd"),)
     whole = Study(config, tmp_path_factory.mktemp("workdir"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(study.subprocess, "Popen", InProcess)
@@ -261,6 +262,9 @@ def test_the_report_holds_figures_curves_pictures_and_commands(done):
     text = (folder / "study.md").read_text()
     assert f"{row['mean']['abs_rel']:.3f} ± {row['std']['abs_rel']:.3f}" in text
     assert f"{difference['difference']:+.4f}" in text and "cpu" in text
+    (pair,) = report["comparisons"]
+    assert pair["figures"] == row["difference"] and "## vrkd against supervised" in text
+    assert f"| {row['where']['CAMERA_05']:.3f} |" in text
     assert all(f"| {title} |" in text for title in study_report.COLUMNS.values())
     for commands in report["commands"].values():
         for command in commands:
@@ -305,6 +309,7 @@ def test_a_run_of_another_config_is_refused(done):
         ("arms", {"supervised": {"train.steps": 2.5}}, r"supervised:seed0.*steps"),
         ("trials", {"supervised": [{}]}, r"'supervised': 1, 'vrkd': 0.*as many for every arm"),
         ("trials", {"vkrd": [{}]}, r"\['vkrd'\], which config\.arms has not"),
+        ("comparisons", (("vrkd", "ckd"),), r"config\.comparisons has \['ckd'\]"),
         ("baseline", "none", r"config\.baseline is 'none'; the arms are supervised, vrkd"),
         ("seeds", (1, 1), r"config\.seeds"),
         ("test", "nowhere.py", r"config\.test is 'nowhere\.py': there is no such file"),
@@ -409,6 +414,9 @@ def test_figures_over_seeds_are_those_worked_out_by_hand():
     by_scene = np.array([-0.1, -0.1, -0.25])  # of the means over seeds
     replicates = results.resample(3) @ by_scene / 3
     assert row["interval"] == pytest.approx(results.expanded_interval(replicates, 3))
+    assert found["ckd"]["where"] == {"A": pytest.approx(0.2), "0-20 m": pytest.approx(0.2)}
+    again = study_report.compare(contents, "ckd", "supervised")["abs_rel"]
+    assert again["difference"] == pytest.approx(0.15)
     alone = study_report.summarise({"ckd": contents["ckd"][:1]}, "supervised")["ckd"]
     assert "difference" not in alone and alone["std"]["abs_rel"] is None
 
@@ -421,12 +429,13 @@ def test_seeds_of_other_images_are_not_averaged():
 # The benchmark
 
 
-def test_world_bench_v1_is_frozen():
-    """Figures of other values are not comparable: such a change is a world bench v2."""
-    bench, test = (
+def test_the_world_bench_is_frozen():
+    """Figures of other values are not comparable: such a change makes another version."""
+    bench, first, test = (
         runpy.run_path(str(ROOT / "configs" / "bench.py"))["get_config"](variant)
-        for variant in ("", "test")
+        for variant in ("", "v1", "test")
     )
+    assert (bench.data.labelled_scenes, first.data.labelled_scenes) == (10, 0)
     world = {
         "seed": 10,
         "train_scenes": 100,
@@ -438,8 +447,9 @@ def test_world_bench_v1_is_frozen():
         "varied_rigs": False,
         "image_size": (96, 160),
         "dense_depth": False,
+        "lidar_beams": 44,
     }
-    assert bench.world.to_dict() == world
+    assert bench.world.to_dict() == first.world.to_dict() == world
     assert test.world.to_dict() == world | {"seed": 11, "train_scenes": 1, "val_scenes": 60}
     assert (bench.data.config_name, test.data.config_name) == ("bench_v1", "bench_v1_test")
     for config in (bench, test):
@@ -458,5 +468,5 @@ def test_the_demo_study_tunes_every_arm_alike(variant, monkeypatch, tmp_path):
     head = tmp_path / "teacher" / "teacher_head"
     for arm in config.arms:
         trials = plan.trials(arm)
-        assert len({str(run.overrides) for run in trials}) == len(trials) == (2 if variant else 9)
+        assert len({str(run.overrides) for run in trials}) == len(trials) == (2 if variant else 3)
         assert all(run.overrides["teacher.head_weights"] == str(head) for run in trials)

@@ -17,8 +17,8 @@ def response_loss(
 ) -> Float[Array, ""]:
     """Scale-invariant log error between the teacher's depth and the student's, camera by camera.
 
-    The standard deviation over an image's valid pixels of log student - log teacher: the error of Eigen
-    et al. (arXiv 1406.2283) with lambda = 1, its root taken as in `depth.silog`. A relative
+    The standard deviation over an image's valid pixels of log student - log teacher: the error of
+    Eigen et al. (arXiv 1406.2283) with lambda = 1, its root taken as in `depth.silog`. A relative
     teacher's scale differs from image to image, so none is taught, by a metric one neither: the
     metres stay with the LiDAR.
     """
