@@ -37,6 +37,9 @@ def get_config(variant: str = ""):
     study.arms = {
         arm: without | {"data.keep_unlabelled": bool(own)} | own for arm, own in weights.items()
     }
+    # A control: all pictures are seen (batch norm is of them all), and nobody teaches.
+    study.arms["supervised_mixed"] = without | {"data.keep_unlabelled": True}
+    weights["supervised_mixed"] = {}
     study.trials = {arm: _trials(own) for arm, own in weights.items()}
     if variant == "smoke":
         study.base += ":smoke"

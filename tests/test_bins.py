@@ -135,6 +135,17 @@ def test_relative_depth_is_finite_and_falls_with_inverse_depth():
     assert np.isfinite(depth).all() and (np.diff(depth[0, 0]) < 0).all()
 
 
+def test_a_fresh_head_believes_the_relative_prediction():
+    head = BinningHead(
+        5, 7, 16, min_depth_m=0.1, max_depth_m=80.0, relative_bins=True, rngs=nnx.Rngs(0)
+    )
+    features = jnp.asarray(RNG.normal(size=(1, 2, 4, 6, 5)), jnp.float32)
+    place = RNG.integers(0, 16, (1, 2, 4, 6))
+    relative = jnp.asarray(np.eye(16)[place], jnp.float32)
+    bins = head(features, jnp.zeros((1, 2, 7)), jnp.ones((1, 2)), jnp.ones((1, 2), bool), relative)
+    np.testing.assert_array_equal(np.argmax(bins.logits, axis=-1), place)
+
+
 def test_depth_of_certain_bins_is_their_center():
     logits = jnp.full((1, 1, 1, 1, 3), -50.0).at[..., 1].set(50.0)
     bins = Bins(logits, jnp.array([[[1.0, 5.0, 9.0]]]))

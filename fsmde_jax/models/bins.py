@@ -53,6 +53,8 @@ class BinningHead(nnx.Module):
       centers_of: "image", or "rig" for one set from the features pooled over the cameras.
       centers_kind: "widths" (AdaBins: a partition of the depth range) or "unbounded"
         (as in ZoeDepth, arXiv 2302.12288: free increments).
+      relative_bins: whether pixels also come with probabilities of a relative prediction, over as
+        many bins (conditioning on relative depth, as ZoeDepth does).
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class BinningHead(nnx.Module):
         max_depth_m: float,
         centers_of: str = "image",
         centers_kind: str = "widths",
+        relative_bins: bool = False,
         hidden: int = 128,
         rngs: nnx.Rngs,
         dtype: DTypeLike = jnp.float32,
@@ -79,6 +82,10 @@ class BinningHead(nnx.Module):
         self.pixel_norm = nnx.LayerNorm(pixel_channels, rngs=rngs, dtype=dtype)
         self.image_norm = nnx.LayerNorm(image_channels, rngs=rngs)
         self.classifier = nnx.Conv(pixel_channels, num_bins, (1, 1), rngs=rngs, dtype=dtype)
+        self.relative = nnx.data(None)
+        if relative_bins:
+            options = {"use_bias": False, "kernel_init": _believe, "rngs": rngs, "dtype": dtype}
+            self.relative = nnx.Linear(num_bins, num_bins, **options)
         self.hidden = nnx.Linear(image_channels, hidden, rngs=rngs)
         # Zeros: a fresh head starts from bins evenly spaced in log depth.
         zeros = nnx.initializers.zeros_init()
@@ -90,9 +97,15 @@ class BinningHead(nnx.Module):
         image_features: Float[Array, "b n d"],
         focal_ratio: Float[Array, "b n"],
         camera_mask: Bool[Array, "b n"],
+        relative: Float[Array, "b n h w k"] | None = None,
     ) -> Bins:
-        """Bins of each camera; `focal_ratio` is focal_px / canonical_focal_px."""
+        """Bins of each camera; `focal_ratio` is focal_px / canonical_focal_px.
+
+        `relative` is given where the head was made with `relative_bins`.
+        """
         logits = self.classifier(self.pixel_norm(pixel_features)).astype(jnp.float32)
+        if self.relative is not None:
+            logits += self.relative(relative).astype(jnp.float32)
         if self.centers_of == "rig":
             image_features = _mean_of_cameras(image_features, camera_mask)
         hidden = self.hidden(self.image_norm(image_features.astype(jnp.float32)))
@@ -111,6 +124,11 @@ class BinningHead(nnx.Module):
         # softplus(0) = log 2: a zero output gives the even spacing.
         gaps = even * jax.nn.softplus(raw[..., 1:]) / jnp.log(2.0)
         return low + raw[..., :1] + jnp.cumsum(gaps, axis=-1)
+
+
+def _believe(_, shape: tuple[int, int], dtype: DTypeLike) -> Float[Array, "k k"]:
+    """A kernel with which a fresh head says what the relative prediction says."""
+    return 8.0 * jnp.eye(*shape, dtype=dtype)
 
 
 def _mean_of_cameras(

@@ -1,6 +1,7 @@
 """The teacher: a frozen foundation model (DPT, Depth Anything) with a way to bin probabilities.
 
-`head`: the binning head, trained on LiDAR while the foundation model stays frozen.
+`head`: the binning head, trained on LiDAR while the foundation model stays frozen. It reads the
+features and the model's own prediction in soft bins (ZoeDepth's conditioning on relative depth).
 `soft`: no training; the prediction, normalised per image, is assigned softly to fixed bins.
 MiDaS-like models predict inverse depth, metric ones depth; bins always run from near to far.
 """
@@ -35,7 +36,7 @@ class Teacher(nnx.Module):
       resize: size of its input: "patch" (the image's, up to the next multiple of the patch) or
         "processor" (the one its image processor gives).
       binning: "head" or "soft".
-      soft_range, soft_temperature: see `soft_bin_logits`.
+      soft_range, soft_temperature: see `soft_bin_logits`; "head" starts from these bins.
       head_options: arguments of `BinningHead`, used by "head".
     """
 
@@ -59,7 +60,7 @@ class Teacher(nnx.Module):
         self.soft_range, self.soft_temperature = tuple(soft_range), soft_temperature
         self.foundation = DPT(config, rngs=rngs, dtype=dtype)
         channels = config.fusion_hidden_size
-        head_options = head_options | {"rngs": rngs, "dtype": dtype}
+        head_options = head_options | {"relative_bins": True, "rngs": rngs, "dtype": dtype}
         self.head = nnx.data(
             BinningHead(channels, channels, num_bins, **head_options) if binning == "head" else None
         )
@@ -80,22 +81,18 @@ class Teacher(nnx.Module):
         b, n = image.shape[:2]
         out = self._foundation(image.reshape(b * n, *image.shape[2:]))
         features = out.features.reshape(b, n, *out.features.shape[1:])
+        metric = self.foundation.config.predicts_metres
+        prediction = resize_bilinear(out.prediction[..., None], features.shape[2:4])[..., 0]
+        soft = soft_bin_logits(
+            prediction, self.num_bins, self.soft_range, self.soft_temperature, inverse=not metric
+        )
+        soft = soft.reshape(b, n, *soft.shape[1:])
         if self.head is None:
-            metric = self.foundation.config.predicts_metres
-            prediction = resize_bilinear(out.prediction[..., None], features.shape[2:4])[..., 0]
-            logits = soft_bin_logits(
-                prediction,
-                self.num_bins,
-                self.soft_range,
-                self.soft_temperature,
-                inverse=not metric,
-            )
-            logits = logits.reshape(b, n, *logits.shape[1:])
             depth = out.prediction if metric else relative_depth(out.prediction)
-            return TeacherOutput(logits, features, depth.reshape(b, n, *depth.shape[1:]))
+            return TeacherOutput(soft, features, depth.reshape(b, n, *depth.shape[1:]))
         ratio = jnp.where(camera_mask, intrinsics[..., 0, 0] / self.canonical_focal_px, 1.0)
         image_features = jnp.mean(features.astype(jnp.float32), axis=(2, 3))
-        bins = self.head(features, image_features, ratio, camera_mask)
+        bins = self.head(features, image_features, ratio, camera_mask, nnx.softmax(soft))
         return TeacherOutput(bins.logits, features, bins.depth_m)
 
     def _foundation(self, image: UInt8[Array, "i h w 3"]) -> DPTOutput:
