@@ -39,14 +39,14 @@ def get_config(variant: str = ""):
     demo = runpy.run_path(str(pathlib.Path(__file__).with_name("demo.py")))
     config = demo["get_config"]()
     config.name = f"world_bench_{variant or 'v2'}"
-    config.train.steps = 600
+    config.train.steps = 1000
     for run in (config, config.teacher.head_stage):
         run.data.batch_size = 4
         run.teacher.image = "prepared"
         run.evaluation.references = False
         run.evaluation.pictures = 0
         run.train.log_every = 50
-        run.train.checkpoint_every = 300
+        run.train.checkpoint_every = 500
         variants[variant](run)
     if config.teacher.weights != "truth":
         config.teacher.source = "cached"
