@@ -146,6 +146,14 @@ def test_a_fresh_head_believes_the_relative_prediction():
     np.testing.assert_array_equal(np.argmax(bins.logits, axis=-1), place)
 
 
+def test_confidence_falls_with_the_spread_of_log_depth():
+    centers_m = jnp.array([[[2.0, 4.0, 16.0]]])
+    logits = jnp.log(jnp.array([[1.0, 1e-9, 1e-9], [0.5, 0.5, 1e-9], [0.5, 1e-9, 0.5]]))
+    confidence = Bins(logits[None, None, None], centers_m).confidence[0, 0, 0]
+    expected = [1.0, np.exp(-np.log(2) / 2), np.exp(-np.log(8) / 2)]
+    np.testing.assert_allclose(confidence, expected, rtol=1e-3)
+
+
 def test_depth_of_certain_bins_is_their_center():
     logits = jnp.full((1, 1, 1, 1, 3), -50.0).at[..., 1].set(50.0)
     bins = Bins(logits, jnp.array([[[1.0, 5.0, 9.0]]]))

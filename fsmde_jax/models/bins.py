@@ -27,6 +27,18 @@ class Bins(NamedTuple):
         """z-depth in metres."""
         return expected_depth(jax.nn.softmax(self.logits), self.centers_m)
 
+    @property
+    def confidence(self) -> Float[Array, "b n h w"]:
+        """exp(-s), s the standard deviation of log depth over the bins: 1 is certain.
+
+        .9 means that depth is known to about a tenth, .5 to a factor of two.
+        """
+        probabilities = jax.nn.softmax(self.logits)
+        log_centers = jnp.log(self.centers_m)
+        mean = expected_depth(probabilities, log_centers)
+        spread = expected_depth(probabilities, log_centers**2) - mean**2
+        return jnp.exp(-jnp.sqrt(jnp.maximum(spread, 1e-12)))
+
 
 def expected_depth(
     probabilities: Float[Array, "b n h w k"], centers_m: Float[Array, "b n k"]

@@ -24,6 +24,7 @@ class StudentOutput(NamedTuple):
     """What the losses and users read."""
 
     depth_m: Float[Array, "b n h w"]  # z-depth at the input's resolution
+    confidence: Float[Array, "b n h w"]  # 0 to 1, see `Bins`
     bins: Bins  # at the decoder's resolution
     features: Float[Array, "b n h2 w2 c"]  # the decoder's last map, for relations between views
 
@@ -153,9 +154,12 @@ class Student(nnx.Module):
         # Absent cameras have no focal length; 1 keeps their unused depth finite.
         focal_ratio = jnp.where(camera_mask, focal_ratio, 1.0)
         bins = self.head(features, image_features, focal_ratio, camera_mask)
-        coarse_m = bins.depth_m.reshape(b * n, *x.shape[1:3], 1)
-        depth_m = resize_bilinear(coarse_m, (h, w)).reshape(b, n, h, w)
-        return StudentOutput(depth_m, bins, features)
+
+        def enlarge(coarse: Float[Array, "b n h2 w2"]) -> Float[Array, "b n h w"]:
+            maps = coarse.reshape(b * n, *coarse.shape[2:], 1)
+            return resize_bilinear(maps, (h, w)).reshape(b, n, h, w)
+
+        return StudentOutput(enlarge(bins.depth_m), enlarge(bins.confidence), bins, features)
 
 
 def normalise(image: UInt8[Array, "*s 3"]) -> Float[Array, "*s 3"]:
