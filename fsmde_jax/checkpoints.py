@@ -131,6 +131,12 @@ def load_params(
         return jax.device_get(restored)
 
 
+def save_tree(path: pathlib.Path, tree: Any) -> None:
+    """A tree of arrays alone, which `orbax.checkpoint.StandardCheckpointer` reads anywhere."""
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(path.resolve(), jax.device_get(tree))
+
+
 def latest_step(workdir: pathlib.Path) -> int | None:
     """The newest step saved in a run's folder."""
     directory = workdir.resolve() / FOLDER

@@ -1,0 +1,239 @@
+"""A trained student as a folder that stands alone:
+`python -m fsmde_jax.export --checkpoint=runs/demo --format=onnx --out=exported`.
+
+orbax: the parameters, for JAX, without optimizer, teacher and data. stablehlo: the compiled
+function, for any JAX without this package, on cpu, cuda and tpu. onnx: standard operators, for
+onnxruntime, TensorRT and the like (`pip install -e ".[export]"`). The latter two take any number of
+samples, from uint8 images and intrinsics to depth in metres and confidence: what has to be done
+before and after is inside.
+
+The folder also has README.md (inputs, outputs, how to load it), student.json (the same for
+programs), and self_test.npz (an input and its output).
+"""
+
+import importlib.util
+import json
+import pathlib
+import sys
+from typing import Any
+
+import jax
+import jax.export
+import jax.numpy as jnp
+import numpy as np
+from absl import app, flags
+from flax import nnx
+from jaxtyping import Array, Float, UInt8
+from ml_collections import ConfigDict
+
+from fsmde_jax import checkpoints, process, state
+from fsmde_jax import config as config_lib
+from fsmde_jax.data import pipeline
+from fsmde_jax.errors import UserError
+
+FORMATS = ("orbax", "stablehlo", "onnx")
+INPUTS = ("image", "intrinsics")
+OUTPUTS = ("depth_m", "confidence")
+FILES = {"orbax": "params", "stablehlo": "student.stablehlo", "onnx": "student.onnx"}
+
+
+def export(workdir: pathlib.Path, format_: str, out: pathlib.Path) -> None:
+    """Writes the student of a run into the folder `out`, which must not be there yet.
+
+    Raises `UserError` for a run without student or checkpoint, an unknown format, a folder that
+    cannot be written.
+    """
+    if format_ not in FORMATS:
+        raise UserError(f"--format={format_}: use one of {', '.join(FORMATS)}")
+    if out.exists():
+        raise UserError(f"{out} is there already; remove it, or choose another --out")
+    config = config_lib.load_config(workdir)
+    if config.task != "student":
+        raise UserError(f"{workdir} trained a {config.task}; only students are exported")
+    student = state.load_student(config, workdir)
+    sample, cameras = _sample(config)
+    inputs = {name: sample[name][None] for name in INPUTS}
+    outputs = jax.jit(inference(student))(*inputs.values())
+    about = describe(config, format_, sample, cameras)
+    try:
+        out.mkdir(parents=True)
+        _WRITERS[format_](student, inputs, out.resolve() / FILES[format_])
+        outputs = dict(zip(OUTPUTS, map(np.asarray, outputs), strict=True))
+        np.savez_compressed(out / "self_test.npz", **inputs, **outputs)
+        (out / "student.json").write_text(json.dumps(about, indent=2) + "\n")
+        (out / "README.md").write_text(_readme(about))
+    except OSError as error:
+        raise UserError(f"{out} cannot be written: {error}") from error
+
+
+def inference(student: nnx.Module):  # -> (image, intrinsics) -> (depth_m, confidence)
+    """What is exported: the student of a whole rig, a pure function of arrays."""
+    graphdef, parameters = nnx.split(student)
+
+    def function(
+        image: UInt8[Array, "b n h w 3"], intrinsics: Float[Array, "b n 3 3"]
+    ) -> tuple[Float[Array, "b n h w"], Float[Array, "b n h w"]]:
+        present = jnp.ones(image.shape[:2], bool)
+        output = nnx.merge(graphdef, parameters)(image, intrinsics, present)
+        return output.depth_m, output.confidence
+
+    return function
+
+
+def _sample(config: ConfigDict) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
+    """An input of the run's validation data, and the rig's cameras."""
+    source, cameras = pipeline.open_data(config.data, config.data.eval_split)
+    sample = pipeline.shrink(pipeline.read_sample(source, 0), config.data.downscale)
+    placed = pipeline.place_on_rig(sample, cameras, source.rig["max_points_per_image"])
+    if not placed["camera_mask"].all():
+        raise UserError(f"the first sample of {source.directory} lacks a camera of the rig")
+    return placed, cameras
+
+
+def describe(
+    config: ConfigDict, format_: str, sample: dict[str, np.ndarray], cameras: tuple[str, ...]
+) -> dict[str, Any]:
+    """What student.json holds: the file, its inputs and outputs, the rig."""
+    n, height, width, _ = sample["image"].shape
+    depths = f"{config.data.min_depth_m:g} to {config.data.max_depth_m:g}"
+    return {
+        "format": format_,
+        "file": FILES[format_],
+        "run": config.name,
+        "inputs": {
+            "image": f"uint8 [batch, {n}, {height}, {width}, 3]: RGB, 0 to 255",
+            "intrinsics": f"float32 [batch, {n}, 3, 3]: in pixels of that image",
+        },
+        "outputs": {
+            "depth_m": f"float32 [batch, {n}, {height}, {width}]: z-depth in metres, {depths}",
+            "confidence": f"float32 [batch, {n}, {height}, {width}]: exp(-s), s the standard "
+            "deviation of log depth; 1 is certain, .5 is a factor of two",
+        },
+        "cameras": list(cameras),
+        "intrinsics_px": sample["intrinsics"].tolist(),
+        "vehicle_from_camera": sample["vehicle_from_camera"].tolist(),
+        "canonical_focal_px": config.student.canonical_focal_px,
+        "student": config.student.size,
+        "bins": config.bins.to_dict(),
+        "depth_range_m": [config.data.min_depth_m, config.data.max_depth_m],
+    }
+
+
+# ---------------------------------------------------------------- formats
+
+
+def _write_orbax(student: nnx.Module, _, path: pathlib.Path) -> None:
+    checkpoints.save_tree(path, nnx.state(student, (nnx.Param, nnx.BatchStat)).to_pure_dict())
+
+
+def _write_stablehlo(student: nnx.Module, inputs, path: pathlib.Path) -> None:
+    _need("flatbuffers", "stablehlo")
+    exported = jax.export.export(jax.jit(inference(student)), platforms=("cpu", "cuda", "tpu"))
+    path.write_bytes(exported(*_free_batch(inputs).values()).serialize())
+
+
+def _write_onnx(student: nnx.Module, inputs, path: pathlib.Path) -> None:
+    _need("onnx", "onnx")
+    from fsmde_jax import onnx_graph  # only here: onnx is an extra
+
+    model = onnx_graph.convert(inference(student), _free_batch(inputs), OUTPUTS)
+    path.write_bytes(model.SerializeToString())
+
+
+_WRITERS = {"orbax": _write_orbax, "stablehlo": _write_stablehlo, "onnx": _write_onnx}
+
+
+def _free_batch(inputs: dict[str, np.ndarray]) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes and types of the inputs, for any number of samples."""
+    (batch,) = jax.export.symbolic_shape("batch")
+    return {
+        name: jax.ShapeDtypeStruct((batch, *array.shape[1:]), array.dtype)
+        for name, array in inputs.items()
+    }
+
+
+def _need(package: str, format_: str) -> None:
+    if importlib.util.find_spec(package) is None:
+        raise UserError(
+            f'--format={format_} needs the package {package}: pip install -e ".[export]"'
+        )
+
+
+_LOAD = {
+    "orbax": """The parameters by name: a tree of arrays of the network in fsmde_jax (this
+folder's student.json says of which size), without optimizer.
+
+```python
+import pathlib
+import orbax.checkpoint as ocp
+
+params = ocp.StandardCheckpointer().restore(pathlib.Path("params").resolve())
+```""",
+    "stablehlo": """Needs jax and flatbuffers, on cpu, cuda or tpu.
+
+```python
+import jax
+import numpy as np
+
+student = jax.export.deserialize(open("student.stablehlo", "rb").read())
+test = np.load("self_test.npz")
+depth_m, confidence = jax.jit(student.call)(test["image"], test["intrinsics"])
+print(abs(depth_m - test["depth_m"]).max())
+```""",
+    "onnx": """Needs onnxruntime, or what else reads ONNX (opset 17).
+
+```python
+import numpy as np
+import onnxruntime
+
+student = onnxruntime.InferenceSession("student.onnx")
+test = np.load("self_test.npz")
+inputs = {name: test[name] for name in ("image", "intrinsics")}
+depth_m, confidence = student.run(None, inputs)
+print(abs(depth_m - test["depth_m"]).max())
+```""",
+}
+
+
+def _readme(about: dict[str, Any]) -> str:
+    rows = [("input", *item) for item in about["inputs"].items()]
+    rows += [("output", *item) for item in about["outputs"].items()]
+    table = "\n".join(f"| {kind} | `{name}` | {text} |" for kind, name, text in rows)
+    return f"""# Metric depth of a ring of cameras
+
+A student of fsmde_jax (run {about["run"]!r}), as {about["format"]}: `{about["file"]}`.
+
+| | name | what |
+| --- | --- | --- |
+{table}
+
+Cameras in this order: {", ".join(about["cameras"])}. Images are undistorted, of pinhole cameras.
+The network works for a focal length of {about["canonical_focal_px"]:g} px and scales its depth by
+that of `intrinsics`, so give the one of the image as it is resized. `student.json` has the rig it
+was trained on, `self_test.npz` an input with its output.
+
+{_LOAD[about["format"]]}
+"""
+
+
+# ---------------------------------------------------------------- the command
+
+
+def main(_) -> None:
+    """Exports as the flags say."""
+    process.set_up()
+    out = pathlib.Path(OUT.value)
+    try:
+        export(pathlib.Path(CHECKPOINT.value), FORMAT.value, out)
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
+    print(f"{out}: {FORMAT.value}, {size / 1e6:.1f} MB; see {out / 'README.md'}")
+
+
+if __name__ == "__main__":
+    CHECKPOINT = flags.DEFINE_string("checkpoint", None, "The run's folder.")
+    FORMAT = flags.DEFINE_string("format", None, ", ".join(FORMATS))
+    OUT = flags.DEFINE_string("out", None, "Folder to write; must not be there yet.")
+    flags.mark_flags_as_required(["checkpoint", "format", "out"])
+    app.run(main)

@@ -1,0 +1,131 @@
+import importlib
+import json
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from tiny_run import prepare_recording, tiny_config
+
+from fsmde_jax import export, train
+from fsmde_jax.errors import UserError
+from fsmde_jax.models.student import Student, StudentConfig
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    root = tmp_path_factory.mktemp("export")
+    config = tiny_config(prepare_recording(root))
+    config.objective.update(dict.fromkeys(("ckd_divergence", "ckd_crossing", "vrkd"), 0.0))
+    config.train.steps = 2
+    assert train.train(config, root / "run") is None
+    return root / "run"
+
+
+def run_readme(folder, more=""):
+    """Runs the README's code beside its files, in a process that knows nothing of the package."""
+    code = (folder / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    code += more + "\nimport sys; assert 'fsmde_jax' not in sys.modules\n"
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", code], cwd=folder, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def three_of(test):
+    """Three samples that differ, from the self-test."""
+    images = [test["image"], test["image"][:, ::-1], 255 - test["image"]]
+    scales = np.array([1.0, 1.3, 0.7], np.float32)[:, None, None, None]
+    return np.concatenate(images), np.tile(test["intrinsics"], (3, 1, 1, 1)) * scales
+
+
+@pytest.mark.parametrize("format_", ["stablehlo", "onnx"])
+def test_a_function_is_the_students_in_a_process_without_the_package(workdir, tmp_path, format_):
+    pytest.importorskip("onnxruntime" if format_ == "onnx" else "flatbuffers")
+    folder = tmp_path / "out"
+    export.export(workdir, format_, folder)
+    (difference,) = run_readme(folder)
+    test = np.load(folder / "self_test.npz")
+    assert float(difference) < 1e-4 * test["depth_m"].min()
+    assert test["confidence"].shape == test["depth_m"].shape
+    assert ((test["confidence"] > 0) & (test["confidence"] <= 1)).all()
+
+    from fsmde_jax import config as config_lib
+    from fsmde_jax import state
+
+    student = state.load_student(config_lib.load_config(workdir), workdir)
+    image, intrinsics = three_of(test)
+    expected = jax.jit(export.inference(student))(image, intrinsics)
+    if format_ == "onnx":
+        session = importlib.import_module("onnxruntime").InferenceSession(folder / "student.onnx")
+        found = session.run(None, {"image": image, "intrinsics": intrinsics})
+    else:
+        loaded = jax.export.deserialize((folder / "student.stablehlo").read_bytes())
+        assert set(loaded.platforms) == {"cpu", "cuda", "tpu"}
+        found = loaded.call(image, intrinsics)
+    for ours, theirs in zip(expected, found, strict=True):
+        np.testing.assert_allclose(theirs, ours, rtol=1e-4)
+
+
+def test_parameters_are_read_without_the_package(workdir, tmp_path):
+    folder = tmp_path / "out"
+    export.export(workdir, "orbax", folder)
+    more = "import jax; print(sorted(params), sum(x.size for x in jax.tree.leaves(params)))"
+    (line,) = run_readme(folder, more)
+    assert line.startswith("['decoder', 'encoder', 'head'] ")
+    about = json.loads((folder / "student.json").read_text())
+    assert len(about["cameras"]) == len(about["vehicle_from_camera"]) == 6
+    assert about["canonical_focal_px"] == 60.0 and about["depth_range_m"] == [0.1, 200.0]
+
+
+def test_what_cannot_be_exported_is_named(workdir, tmp_path):
+    with pytest.raises(UserError, match=r"--format=tflite: use one of orbax, stablehlo, onnx"):
+        export.export(workdir, "tflite", tmp_path / "out")
+    with pytest.raises(UserError, match="is there already"):
+        export.export(workdir, "orbax", tmp_path)
+    with pytest.raises(UserError, match="is no run's folder"):
+        export.export(tmp_path, "orbax", tmp_path / "out")
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot be written"):
+        export.export(workdir, "orbax", tmp_path / "file" / "out")
+
+
+@pytest.mark.parametrize(
+    ("centers_of", "centers_kind"), [("image", "unbounded"), ("rig", "widths")]
+)
+def test_onnx_knows_every_kind_of_student(centers_of, centers_kind):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    onnx_graph = pytest.importorskip("fsmde_jax.onnx_graph")
+    student = Student(
+        StudentConfig.resnet18(),
+        num_bins=8,
+        min_depth_m=0.1,
+        max_depth_m=80.0,
+        canonical_focal_px=40.0,
+        centers_of=centers_of,
+        centers_kind=centers_kind,
+        rngs=nnx.Rngs(0),
+    )
+    student.eval()
+    rng = np.random.default_rng(0)
+    inputs = {
+        "image": rng.integers(0, 255, (2, 3, 32, 64, 3), np.uint8),
+        "intrinsics": np.tile(np.eye(3, dtype=np.float32) * 35, (2, 3, 1, 1)),
+    }
+    function = export.inference(student)
+    model = onnx_graph.convert(function, export._free_batch(inputs), export.OUTPUTS)
+    session = onnxruntime.InferenceSession(model.SerializeToString())
+    found = session.run(None, inputs)
+    for ours, theirs in zip(jax.jit(function)(*inputs.values()), found, strict=True):
+        np.testing.assert_allclose(theirs, ours, rtol=1e-4)
+
+
+def test_onnx_names_what_it_does_not_know():
+    onnx_graph = pytest.importorskip("fsmde_jax.onnx_graph")
+    spec = jax.ShapeDtypeStruct((2, 3), jnp.float32)
+    with pytest.raises(UserError, match=r"does not know JAX's 'sort'"):
+        onnx_graph.convert(lambda x: (jnp.sort(x),), {"x": spec}, ["y"])
