@@ -216,6 +216,19 @@ def test_only_what_is_asked_for_runs(config, pretend, tmp_path):
         study.execute(plan, ["vrdk"])
 
 
+def test_the_truth_as_the_teacher_needs_no_teachers_run(config, pretend, tmp_path):
+    config = config.copy_and_resolve_references()
+    base = tmp_path / "truth.py"
+    text = pathlib.Path(config.base).read_text()
+    teaches = "    config.teacher.weights = 'truth'\n    return config"
+    base.write_text(text.replace("    return config", teaches))
+    config.base, config.trials = str(base), {}
+    config.arms = {"supervised": SUPERVISED}
+    assert study.execute(Study(config, tmp_path / "workdir")) == []
+    assert {job for job, _ in jobs_of(pretend.commands)} == {"main", "evaluate"}
+    assert not any("--config.teacher." in command for command in pretend.commands)
+
+
 def test_an_arm_that_fails_is_named_and_the_others_go_on(config, pretend, tmp_path, caplog):
     config = config.copy_and_resolve_references()
     config.arms = {"broken": SUPERVISED, "supervised": SUPERVISED}
