@@ -463,8 +463,8 @@ def test_the_world_bench_is_frozen():
         "lidar_beams": 44,
     }
     assert bench.world.to_dict() == first.world.to_dict() == world
-    assert test.world.to_dict() == world | {"seed": 11, "train_scenes": 1, "val_scenes": 60}
-    assert (bench.data.config_name, test.data.config_name) == ("bench_v1", "bench_v1_test")
+    assert test.world.to_dict() == world | {"seed": 12, "train_scenes": 1, "val_scenes": 60}
+    assert (bench.data.config_name, test.data.config_name) == ("bench_v1", "bench_v2_test")
     for config in (bench, test):
         assert (config.evaluation.protocol, config.evaluation.scaling) == (
             "surrounddepth",
