@@ -22,7 +22,6 @@ def get_config(arm: str = ""):
     config.teacher.head_stage = head_config()
     config.train.steps = 1200
     config.optimizer.ema_decay = 0.98
-    # The shipped teacher is a weak one: smaller weights than the defaults.
     arms.set_arm(config, arm or "ckd_vrkd")
     return config
 

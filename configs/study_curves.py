@@ -3,8 +3,8 @@
     python -m fsmde_jax.study --config=configs/study_curves.py:labels30 --workdir=runs/labels30
 
 Variants: `labels30` and `v1` (30 and all of the hundred streets labelled; ten are those of
-`configs/study_demo.py`), and with all labelled `beams64`, `beams16` and `beams4`. Settings are
-those that `configs/study_demo.py` tuned with ten labelled streets; nothing is tuned again.
+`configs/study_demo.py`), and with all labelled `beams64`, `beams16` and `beams4`. Weights are those
+of `fsmde_jax/arms.py`; nothing is tuned for a variant.
 """
 
 from fsmde_jax.arms import ARMS

@@ -3,7 +3,7 @@
     python -m fsmde_jax.study --config=configs/study_oracle.py --workdir=runs/study_oracle
 
 `supervised` has sparse LiDAR, `dense` the true depth of every pixel; `ckd_truth` has LiDAR and a
-teacher that cannot be better: the truth of the training streets, up to scale and shift.
+teacher that cannot be better: the truth of the training streets in bins of log depth.
 """
 
 from fsmde_jax.losses.objective import DISTILLATION

@@ -47,7 +47,7 @@ FOUNDATION_SIZES = {
 }
 
 
-# A teacher that knows: the miniature world's dense truth, up to scale and shift.
+# A teacher that knows: the miniature world's dense truth.
 TRUTH = "truth"
 
 # What lies between the backbone of a foundation model and its depth head.

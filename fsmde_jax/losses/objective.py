@@ -23,7 +23,7 @@ class TeacherTargets(NamedTuple):
 
     logits: Float[Array, "b n h w k"]  # of bin probabilities
     tokens: Float[Array, "b n t c"] | None  # pooled features of unit length
-    log_depth: Float[Array, "b n h w"]  # up to scale: its mean over each image is 0
+    log_depth: Float[Array, "b n h w"]  # up to the scale of each image
     valid: Bool[Array, "b n h w"] | bool = True  # where maps count, in the cameras present
 
 
@@ -52,8 +52,9 @@ def true_targets(
 ) -> TeacherTargets:
     """Targets of a teacher that cannot be better, to bound what any teacher can give.
 
-    True depth of the canonical camera in soft bins that are even in log depth. As with any teacher
-    its bins have an order and no metres. It has no features, and says nothing of the sky.
+    True depth of the canonical camera in soft bins that are even in log depth. It has no features,
+    and says nothing of the sky. With `log_range` that of a student, the student's fresh centers
+    nearly fit already: a bound for the structure that is taught, not for how metres are learned.
 
     Args:
       focal_ratio: focal_px / canonical_focal_px.
