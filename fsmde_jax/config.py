@@ -111,8 +111,10 @@ def _world() -> ConfigDict:
 
 
 def _student() -> ConfigDict:
-    # size: "tiny", "small", "resnet18", "resnet34" (fsmde_jax/models/student.py).
-    # encoder_weights: a hub id or folder of a transformers ResNet; "" starts from scratch.
+    # size: "tiny", "small", "resnet18", "resnet34", "mobilenetv2" or "efficientnet_lite0"
+    # (fsmde_jax/models/student.py).
+    # encoder_weights: a hub id, folder or .safetensors file of the size's encoder (the README says
+    # which); "" starts from scratch.
     return ConfigDict({"size": "resnet18", "encoder_weights": "", "canonical_focal_px": 715.0873})
 
 

@@ -71,9 +71,9 @@ class Model:
         return _run_once(lambda: self._split(self._build())[:2])
 
     def init_from_encoder(self, encoder_weights: str) -> tuple[nnx.State, nnx.State]:
-        """A fresh student around a pretrained ResNet (`weights.load_resnet`)."""
+        """A fresh student around a pretrained encoder (`weights.load_encoder`)."""
         model = self.merge(*self.init(), self.frozen, train=True)
-        weights.load_resnet(encoder_weights, model.encoder)
+        weights.load_encoder(encoder_weights, model.encoder)
         return self._split(model)[:2]
 
     def init_frozen(self) -> tuple[nnx.State, Any]:

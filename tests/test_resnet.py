@@ -74,7 +74,13 @@ def relative_error(ours, reference) -> float:
 
 
 @pytest.mark.parametrize(
-    ("name", "size"), [("resnet18", (64, 96)), ("resnet18", (50, 75)), ("resnet_tiny", (96, 160))]
+    ("name", "size"),
+    [
+        ("resnet18", (64, 96)),
+        ("resnet18", (50, 75)),
+        ("resnet34", (50, 64)),
+        ("resnet_tiny", (96, 160)),
+    ],
 )
 def test_every_stage_equals_torch(name, size):
     torch_model, model, reference = pair(name)

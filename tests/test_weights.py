@@ -10,7 +10,7 @@ from flax import nnx
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from fsmde_jax.models import resnet
+from fsmde_jax.models import mobilenet, resnet
 from fsmde_jax.models.dpt import DPT, DPTConfig
 from fsmde_jax.models.hub_config import default_preprocessing, dpt_config
 from fsmde_jax.models.preprocess import Preprocessing
@@ -21,7 +21,7 @@ from fsmde_jax.models.weights import (
     RESNET_TABLE,
     WeightsError,
     load_dpt,
-    load_resnet,
+    load_encoder,
     load_state_dict_into,
     read_dpt_config,
     save_dpt,
@@ -301,9 +301,34 @@ def test_resnet_classifier_checkpoint_loads(tmp_path):
     tensors = torch_reference.state_dict(torch_model)
     save_file(tensors, tmp_path / "model.safetensors")
     model = resnet.resnet_tiny(rngs=nnx.Rngs(0))
-    load_resnet(tmp_path, model)
+    load_encoder(tmp_path, model)
     mean = tensors["resnet.encoder.stages.1.layers.0.shortcut.normalization.running_mean"]
     np.testing.assert_array_equal(model.stages[1][0].shortcut.norm.mean[...], mean)
+
+
+@pytest.mark.parametrize("prefix", ["", "mobilenet_v2."])
+def test_mobilenet_checkpoint_loads_with_or_without_its_classifier(tmp_path, prefix):
+    pytest.importorskip("torch")
+    import torch_reference
+    from transformers import MobileNetV2Config, MobileNetV2ForImageClassification
+
+    classifier = MobileNetV2ForImageClassification(MobileNetV2Config(num_labels=2))
+    torch_model = torch_reference.randomise(classifier if prefix else classifier.mobilenet_v2, 0)
+    tensors = torch_reference.state_dict(torch_model)
+    save_file(tensors, tmp_path / "model.safetensors")
+    model = nnx.jit(lambda: mobilenet.mobilenetv2(rngs=nnx.Rngs(0)))()
+    load_encoder(tmp_path / "model.safetensors", model)
+    mean = tensors[f"{prefix}layer.3.conv_3x3.normalization.running_mean"]
+    np.testing.assert_array_equal(model.blocks[4].depthwise.norm.mean[...], mean)
+
+
+def test_an_encoder_of_another_architecture_is_one_line(tmp_path):
+    other = {"layer.0.conv_3x3.convolution.weight": np.zeros((96, 1, 3, 3), np.float32)}
+    save_file(other, tmp_path / "model.safetensors")
+    model = nnx.eval_shape(lambda: resnet.resnet18(rngs=nnx.Rngs(0)))
+    with pytest.raises(WeightsError, match=r"another architecture.*encoder_weights") as error:
+        load_encoder(tmp_path, model)
+    assert "\n" not in str(error.value) and "config.student.size" in str(error.value)
 
 
 def test_truncated_file_is_named(folder):

@@ -26,7 +26,7 @@ def randomise(model, seed: int):
                 tensor.copy_(noise / tensor.shape[1] ** 0.5)
             elif "var" in name:
                 tensor.copy_(1 + noise.abs())
-            elif "norm" in name and name.endswith("weight"):
+            elif ("norm" in name or "_bn" in name) and name.endswith("weight"):
                 tensor.copy_(1 + 0.2 * noise)
             else:
                 tensor.copy_(0.2 * noise)
@@ -152,3 +152,59 @@ def stages(model, image: np.ndarray) -> dict[str, list[np.ndarray]]:
 def _any_size(model) -> dict[str, bool]:
     """transformers' hybrid refuses other sizes than its own unless its embedding is told."""
     return {"interpolate_pos_encoding": True} if model.config.is_hybrid else {}
+
+
+class SameConv(torch.nn.Conv2d):
+    """Pads as TensorFlow's "SAME" does: evenly, an odd one behind."""
+
+    def forward(self, x):
+        padding = []
+        for size, k, stride in zip(x.shape[:1:-1], self.kernel_size, self.stride, strict=True):
+            total = max((-(-size // stride) - 1) * stride + k - size, 0)
+            padding += [total // 2, total - total // 2]
+        return super().forward(torch.nn.functional.pad(x, padding))
+
+
+class LiteBlock(torch.nn.Module):
+    """An inverted residual under the names of EfficientNet-Lite0's published weights."""
+
+    def __init__(self, channels_in, channels_out, kernel, stride, expansion):
+        super().__init__()
+        wide = expansion * channels_in
+        norm = lambda channels: torch.nn.BatchNorm2d(channels, eps=1e-3)  # noqa: E731
+        if expansion > 1:
+            self._expand_conv, self._bn0 = SameConv(channels_in, wide, 1, bias=False), norm(wide)
+        self._depthwise_conv = SameConv(wide, wide, kernel, stride, groups=wide, bias=False)
+        self._project_conv = SameConv(wide, channels_out, 1, bias=False)
+        self._bn1, self._bn2 = norm(wide), norm(channels_out)
+        self.expands, self.adds = expansion > 1, stride == 1 and channels_in == channels_out
+
+    def forward(self, x):
+        relu6 = torch.nn.functional.relu6
+        wide = relu6(self._bn0(self._expand_conv(x))) if self.expands else x
+        wide = relu6(self._bn1(self._depthwise_conv(wide)))
+        narrow = self._bn2(self._project_conv(wide))
+        return x + narrow if self.adds else narrow
+
+
+class EfficientNetLite0(torch.nn.Module):
+    """Its features, block by block as the checkpoint lists them."""
+
+    def __init__(self):
+        super().__init__()
+        # Channels, kernel, stride of each block behind the first.
+        blocks = [(24, 3, 2), (24, 3, 1), (40, 5, 2), (40, 5, 1), (80, 3, 2), (80, 3, 1)]
+        blocks += [(80, 3, 1), (112, 5, 1), (112, 5, 1), (112, 5, 1), (192, 5, 2), (192, 5, 1)]
+        blocks += [(192, 5, 1), (192, 5, 1), (320, 3, 1)]
+        self._conv_stem = SameConv(3, 32, 3, 2, bias=False)
+        self._bn0 = torch.nn.BatchNorm2d(32, eps=1e-3)
+        self._blocks = torch.nn.ModuleList([LiteBlock(32, 16, 3, 1, 1)])
+        widths = [16, *(channels for channels, _, _ in blocks)]
+        for channels_in, (channels, kernel, stride) in zip(widths, blocks, strict=False):
+            self._blocks.append(LiteBlock(channels_in, channels, kernel, stride, 6))
+
+    def forward(self, x):
+        x = torch.nn.functional.relu6(self._bn0(self._conv_stem(x)))
+        for block in self._blocks:
+            x = block(x)
+        return x

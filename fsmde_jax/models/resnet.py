@@ -8,54 +8,22 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
+from fsmde_jax.models.conv_norm import ConvNorm
 from fsmde_jax.models.pooling import max_pool_3x3
-
-_kaiming = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
 @dataclasses.dataclass(frozen=True)
 class ResNetConfig:
-    """Channels of the stem and the four stages, and the stages' numbers of blocks."""
+    """Channels of the stem and the four stages, and the stages' numbers of blocks.
+
+    `image_mean` and `image_std` are of what pretrained weights were trained on, RGB from 0 to 1.
+    """
 
     stem_channels: int
     stage_channels: tuple[int, int, int, int]
     depths: tuple[int, int, int, int]
-
-
-class ConvNorm(nnx.Module):
-    """Convolution without bias, then batch norm."""
-
-    def __init__(
-        self,
-        channels_in: int,
-        channels_out: int,
-        *,
-        kernel: int,
-        stride: int = 1,
-        rngs: nnx.Rngs,
-        dtype: DTypeLike = jnp.float32,
-    ):
-        pad = (kernel // 2, kernel // 2)  # explicit: with stride 2, "SAME" pads other sides
-        self.conv = nnx.Conv(
-            channels_in,
-            channels_out,
-            (kernel, kernel),
-            strides=stride,
-            padding=(pad, pad),
-            use_bias=False,
-            kernel_init=_kaiming,
-            dtype=dtype,
-            rngs=rngs,
-        )
-        # Statistics stay float32 whatever the convolutions compute in. flax keeps the biased
-        # running variance, torch the unbiased: n / (n - 1) apart, n = pixels of the batch.
-        self.norm = nnx.BatchNorm(channels_out, momentum=0.9, epsilon=1e-5, rngs=rngs)
-
-    def __call__(
-        self, x: Float[Array, "b h w c"], mask: Bool[Array, "b 1 1 1"] | None = None
-    ) -> Float[Array, "b h2 w2 c2"]:
-        """Convolves and normalises; `mask` chooses the images that count in the statistics."""
-        return self.norm(self.conv(x), mask=mask)
+    image_mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    image_std: tuple[float, float, float] = (0.229, 0.224, 0.225)
 
 
 class BasicBlock(nnx.Module):

@@ -1,4 +1,4 @@
-"""The student: a ResNet encoder, a light decoder and the binning head; metres out.
+"""The student: a convolutional encoder, a light decoder and the binning head; metres out.
 
 The network works for a canonical camera: bin centers are multiplied by
 `focal_px / canonical_focal_px`, so narrow and wide cameras of one rig share the weights.
@@ -12,12 +12,18 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, UInt8
 
-from fsmde_jax.models import resnet
+from fsmde_jax.models import mobilenet, resnet
 from fsmde_jax.models.bins import BinningHead, Bins
 from fsmde_jax.models.resize import resize_bilinear
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+# All give features at strides 2, 4, 8, 16 and 32, and know the images of their weights.
+ENCODERS = {
+    "resnet_tiny": resnet.resnet_tiny,
+    "resnet18": resnet.resnet18,
+    "resnet34": resnet.resnet34,
+    "mobilenetv2": mobilenet.mobilenetv2,
+    "efficientnet_lite0": mobilenet.efficientnet_lite0,
+}
 
 
 class StudentOutput(NamedTuple):
@@ -31,7 +37,7 @@ class StudentOutput(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class StudentConfig:
-    """Encoder by name and the decoder's channels at strides 16, 8, 4 and so on.
+    """Encoder, of `ENCODERS`, and the decoder's channels at strides 16, 8, 4 and so on.
 
     The head works at the stride where the decoder ends.
     """
@@ -60,6 +66,16 @@ class StudentConfig:
         return cls("resnet34", (256, 128, 64, 64))
 
     @classmethod
+    def mobilenetv2(cls) -> "StudentConfig":
+        """For speed."""
+        return cls("mobilenetv2", (96, 48, 32))
+
+    @classmethod
+    def efficientnet_lite0(cls) -> "StudentConfig":
+        """A better encoder for a little more time."""
+        return cls("efficientnet_lite0", (96, 48, 32))
+
+    @classmethod
     def named(cls, size: str) -> "StudentConfig":
         """The constructor called `size`."""
         sizes = {
@@ -67,6 +83,8 @@ class StudentConfig:
             "small": cls.small,
             "resnet18": cls.resnet18,
             "resnet34": cls.resnet34,
+            "mobilenetv2": cls.mobilenetv2,
+            "efficientnet_lite0": cls.efficientnet_lite0,
         }
         if size not in sizes:
             raise ValueError(f"config.student.size is {size!r}; use one of {sorted(sizes)}")
@@ -116,7 +134,7 @@ class Student(nnx.Module):
     ):
         self.canonical_focal_px = canonical_focal_px
         self.dtype = dtype
-        self.encoder = getattr(resnet, config.encoder)(rngs=rngs, dtype=dtype)
+        self.encoder = ENCODERS[config.encoder](rngs=rngs, dtype=dtype)
         *skips, channels = self.encoder.channels
         image_channels = channels
         self.decoder = nnx.List()
@@ -144,7 +162,7 @@ class Student(nnx.Module):
         """Depth of each camera; `intrinsics` in pixels of `image`."""
         b, n, h, w, _ = image.shape
         mask = camera_mask.reshape(b * n)
-        x = normalise(image).reshape(b * n, h, w, 3).astype(self.dtype)
+        x = self.normalise(image).reshape(b * n, h, w, 3).astype(self.dtype)
         *skips, x = self.encoder(x, mask=mask)
         image_features = jnp.mean(x.astype(jnp.float32), axis=(1, 2)).reshape(b, n, -1)
         for block, skip in zip(self.decoder, reversed(skips), strict=False):
@@ -161,7 +179,7 @@ class Student(nnx.Module):
 
         return StudentOutput(enlarge(bins.depth_m), enlarge(bins.confidence), bins, features)
 
-
-def normalise(image: UInt8[Array, "*s 3"]) -> Float[Array, "*s 3"]:
-    """uint8 RGB to zero mean and unit variance by ImageNet's statistics."""
-    return (image.astype(jnp.float32) / 255.0 - jnp.array(IMAGENET_MEAN)) / jnp.array(IMAGENET_STD)
+    def normalise(self, image: UInt8[Array, "*s 3"]) -> Float[Array, "*s 3"]:
+        """uint8 RGB as the encoder's pretrained weights know it."""
+        mean, std = self.encoder.config.image_mean, self.encoder.config.image_std
+        return (image.astype(jnp.float32) / 255.0 - jnp.array(mean)) / jnp.array(std)

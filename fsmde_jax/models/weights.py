@@ -24,6 +24,7 @@ from safetensors.numpy import save_file
 from fsmde_jax.errors import UserError
 from fsmde_jax.models import hub_config
 from fsmde_jax.models.dpt import DPTConfig
+from fsmde_jax.models.mobilenet import EFFICIENTNET_LITE0, MobileNet
 from fsmde_jax.models.preprocess import Preprocessing
 from fsmde_jax.models.resnet import ResNet
 
@@ -189,27 +190,74 @@ def table_of(config: DPTConfig) -> Table:
     return DEPTH_ANYTHING_TABLE if config.normalise_layers else DPT_TABLE
 
 
-def _conv_norm(pattern: str, path: str) -> tuple[Rule, ...]:
+def _conv_norm(conv: str, norm: str, path: str) -> tuple[Rule, ...]:
     """A convolution without bias and its batch norm."""
     return (
-        Rule(rf"{pattern}\.convolution\.weight", f"{path}.conv.kernel", "conv"),
-        *_norm(rf"{pattern}\.normalization", f"{path}.norm"),
-        Rule(rf"{pattern}\.normalization\.running_mean", f"{path}.norm.mean"),
-        Rule(rf"{pattern}\.normalization\.running_var", f"{path}.norm.var"),
-        Rule(rf"{pattern}\.normalization\.num_batches_tracked", None),
+        Rule(rf"{conv}\.weight", f"{path}.conv.kernel", "conv"),
+        *_norm(norm, f"{path}.norm"),
+        Rule(rf"{norm}\.running_mean", f"{path}.norm.mean"),
+        Rule(rf"{norm}\.running_var", f"{path}.norm.var"),
+        Rule(rf"{norm}\.num_batches_tracked", None),
     )
+
+
+def _hub_conv_norm(pattern: str, path: str) -> tuple[Rule, ...]:
+    """The same as transformers names them."""
+    return _conv_norm(rf"{pattern}\.convolution", rf"{pattern}\.normalization", path)
 
 
 # The hub's classifiers put "resnet." before the names of the bare encoder.
 _STAGE = r"(?:resnet\.)?encoder\.stages\.(\d+)\.layers\.(\d+)"
 
 RESNET_TABLE = (
-    *_conv_norm(r"(?:resnet\.)?embedder\.embedder", "stem"),
-    *_conv_norm(rf"{_STAGE}\.layer\.0", r"stages.\1.\2.conv1"),
-    *_conv_norm(rf"{_STAGE}\.layer\.1", r"stages.\1.\2.conv2"),
-    *_conv_norm(rf"{_STAGE}\.shortcut", r"stages.\1.\2.shortcut"),
+    *_hub_conv_norm(r"(?:resnet\.)?embedder\.embedder", "stem"),
+    *_hub_conv_norm(rf"{_STAGE}\.layer\.0", r"stages.\1.\2.conv1"),
+    *_hub_conv_norm(rf"{_STAGE}\.layer\.1", r"stages.\1.\2.conv2"),
+    *_hub_conv_norm(rf"{_STAGE}\.shortcut", r"stages.\1.\2.shortcut"),
     Rule(r"classifier\.1\.(weight|bias)", None),
 )
+
+_MOBILENET_STEM = r"(?:mobilenet_v2\.)?conv_stem"
+
+
+def _mobilenet_block(number: int) -> tuple[Rule, ...]:
+    """transformers counts the blocks behind its stem, to which the first one belongs."""
+    foreign, ours = rf"(?:mobilenet_v2\.)?layer\.{number}", f"blocks.{number + 1}"
+    return (
+        *_hub_conv_norm(rf"{foreign}\.expand_1x1", f"{ours}.expand"),
+        *_hub_conv_norm(rf"{foreign}\.conv_3x3", f"{ours}.depthwise"),
+        *_hub_conv_norm(rf"{foreign}\.reduce_1x1", f"{ours}.project"),
+    )
+
+
+MOBILENETV2_TABLE = (
+    *_hub_conv_norm(rf"{_MOBILENET_STEM}\.first_conv", "stem"),
+    *_hub_conv_norm(rf"{_MOBILENET_STEM}\.conv_3x3", "blocks.0.depthwise"),
+    *_hub_conv_norm(rf"{_MOBILENET_STEM}\.reduce_1x1", "blocks.0.project"),
+    *(rule for number in range(16) for rule in _mobilenet_block(number)),
+    # Behind the features: 1280 channels for the classifier.
+    Rule(r"(?:mobilenet_v2\.)?conv_1x1\..*", None),
+    Rule(r"classifier\.(weight|bias)", None),
+)
+
+_LITE_BLOCK = r"_blocks\.(\d+)"
+
+EFFICIENTNET_LITE_TABLE = (
+    *_conv_norm("_conv_stem", "_bn0", "stem"),
+    *_conv_norm(rf"{_LITE_BLOCK}\._expand_conv", rf"{_LITE_BLOCK}\._bn0", r"blocks.\1.expand"),
+    *_conv_norm(
+        rf"{_LITE_BLOCK}\._depthwise_conv", rf"{_LITE_BLOCK}\._bn1", r"blocks.\1.depthwise"
+    ),
+    *_conv_norm(rf"{_LITE_BLOCK}\._project_conv", rf"{_LITE_BLOCK}\._bn2", r"blocks.\1.project"),
+    Rule(r"(_conv_head|_bn1|_fc)\..*", None),  # behind the features, as above
+)
+
+
+def encoder_table(model: ResNet | MobileNet) -> Table:
+    """The table of a student's encoder."""
+    if isinstance(model, ResNet):
+        return RESNET_TABLE
+    return EFFICIENTNET_LITE_TABLE if model.config == EFFICIENTNET_LITE0 else MOBILENETV2_TABLE
 
 
 class _Target(NamedTuple):
@@ -431,8 +479,21 @@ def _foreign_key(path: str, ndim: int, table: Table) -> tuple[str, tuple[int, ..
     raise KeyError(path)
 
 
-def load_resnet(source: str | pathlib.Path, model: ResNet):
-    """Fills `model` from a transformers ResNet of basic blocks; `source` as in `load_dpt`."""
+def load_encoder(source: str | pathlib.Path, model: ResNet | MobileNet):
+    """Fills a student's encoder from a checkpoint of its architecture; `source` as in `load_dpt`.
+
+    A classifier's is one: what lies behind the features is left out.
+    """
     file = _SafetensorsFile(_weights_file(source))
+    table = encoder_table(model)
+    ours = nnx.to_flat_state(nnx.state(model, nnx.Any(nnx.Param, nnx.BatchStat)))
+    shapes = {".".join(map(str, path)): leaf.shape for path, leaf in ours}
+    _, faults = _plan(file.shapes, shapes, table)
+    if len(faults) > len(shapes) / 4:  # a list of them would hide what is wrong
+        raise WeightsError(
+            f"{file.file} is of another architecture than the student's encoder ({len(faults)} "
+            f"faults, the first: {faults[0]}). config.student.encoder_weights must fit "
+            "config.student.size; the README's table of students has both"
+        )
     tensors = {key: file.read(key) for key in file.shapes}
-    load_state_dict_into(model, tensors, RESNET_TABLE, str(file.file))
+    load_state_dict_into(model, tensors, table, str(file.file))
