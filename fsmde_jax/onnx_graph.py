@@ -136,6 +136,7 @@ def _run(graph: _Graph, jaxpr: Any, environment: dict[Any, Any]) -> None:
         inputs = [_value(environment, atom) for atom in equation.invars]
         inner = _inner(equation)
         if inner is not None:
+            inputs = inputs[len(inputs) - len(inner.jaxpr.invars) :]  # without a branch's number
             scope = dict(zip(inner.jaxpr.constvars, map(np.asarray, inner.consts), strict=True))
             scope |= dict(zip(inner.jaxpr.invars, inputs, strict=True))
             _run(graph, inner.jaxpr, scope)
@@ -157,7 +158,9 @@ def _value(environment: dict[Any, Any], atom: Any) -> Any:
 
 
 def _inner(equation: Any) -> Any:
-    """The closed jaxpr of a call."""
+    """The closed jaxpr of a call; of code by platform, that for platforms not named."""
+    if platforms := equation.params.get("branches_platforms"):
+        return equation.params["branches"][platforms.index(None)]
     for key in ("jaxpr", "call_jaxpr"):
         if key in equation.params:
             return equation.params[key]
