@@ -52,12 +52,12 @@ def load_config(workdir: pathlib.Path) -> ConfigDict:
     file = workdir / "config.json"
     if not file.is_file():
         raise ConfigError(f"{workdir} is no run's folder: there is no {file}")
-    values = json.loads(file.read_text())
-    del values["teacher"]["head_stage"]
     config = default_config()
     try:
+        values = json.loads(file.read_text())
+        values["teacher"].pop("head_stage", None)
         config.update(values)
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         what = str(error).splitlines()[0][:200]
         raise ConfigError(
             f"{file} was written by another version of fsmde_jax: {what}. Mend that key in the "

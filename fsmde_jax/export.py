@@ -48,8 +48,6 @@ def export(workdir: pathlib.Path, format_: str, out: pathlib.Path) -> None:
     if out.exists():
         raise UserError(f"{out} is there already; remove it, or choose another --out")
     config = config_lib.load_config(workdir)
-    if config.task != "student":
-        raise UserError(f"{workdir} trained a {config.task}; only students are exported")
     student = state.load_student(config, workdir)
     sample, cameras = _sample(config)
     inputs = {name: sample[name][None] for name in INPUTS}

@@ -1,6 +1,7 @@
 """Anyone's depth maps as the thing to evaluate: one file an image, found by sample and camera.
 
-    DIR/<scene id>/<index, six digits>/<camera>.npy    or .npz (its only array, or `depth`)
+    DIR/<scene id>/<index, six digits>/<camera>.npy    or .npz (its only array, `depth` or
+                                                      `depth_m`)
                                                       or .png (16 bit)
 
 `<scene id>/<index>` is the `sample_id` of the prepared dataset. Maps may have any size, the same
@@ -108,8 +109,9 @@ def _load(path: pathlib.Path) -> np.ndarray:
     if path.suffix == ".npy":
         return content
     with content:
-        name = "depth" if "depth" in content.files or len(content.files) != 1 else content.files[0]
-        return content[name]
+        named = [name for name in ("depth", "depth_m") if name in content.files]
+        only = content.files if len(content.files) == 1 else ["depth"]
+        return content[(named or only)[0]]
 
 
 def _text(size: tuple[int, ...]) -> str:

@@ -156,7 +156,7 @@ def prepare(
     with _claimed(incomplete, record):
         tasks = plan(incomplete)
         reports = _make_scenes(tasks, num_workers, f"{dataset} {name}")
-        builder = _builder(dataset, tuple(options.items()))
+        builder = make_builder(dataset, tuple(options.items()))
         summary = _summarise(builder, final, reports, time.monotonic() - started)
         _write_metadata(builder, incomplete, reports, summary, record)
         os.rename(incomplete, final)
@@ -213,7 +213,7 @@ def _builder_class(dataset: str) -> Any:
 
 
 @functools.lru_cache(maxsize=4)
-def _builder(dataset: str, options: tuple[tuple[str, Any], ...]) -> Any:
+def make_builder(dataset: str, options: tuple[tuple[str, Any], ...]) -> Any:
     """The dataset's builder."""
     builder = _builder_class(dataset)
     config = type(builder.DEFAULT_CONFIG)(**dict(options))
@@ -249,7 +249,7 @@ def _plan(
                     scene_id=scene_id,
                     scene_path=path,
                     scene_sha256=_sha256(path) if path.is_file() else None,
-                    num_samples=_num_samples(reader, path),
+                    num_samples=num_samples(reader, path),
                     on_error=record["on_error"],
                     shard_path=directory / shard,
                     report_path=directory / REPORTS_DIR / f"{split}-{number:05d}.done.json",
@@ -258,7 +258,8 @@ def _plan(
     return tasks
 
 
-def _num_samples(reader: Any, scene_path: Path) -> int:
+def num_samples(reader: Any, scene_path: Path) -> int:
+    """Of a scene that `reader.plan` listed; 0 for a broken one."""
     try:
         return len(reader.Scene(scene_path))
     except RecordingError:
@@ -382,7 +383,7 @@ def write_scene(task: SceneTask, tick: Tick) -> dict[str, Any]:
         "points": {},
         "skipped": [],
     }
-    builder = _builder(task.dataset, task.options)
+    builder = make_builder(task.dataset, task.options)
     with _replacing(task.shard_path) as temporary:
         with _shard_writer(temporary) as write:
             for example in _usable_examples(builder, task, report, tick):
@@ -529,7 +530,7 @@ def _existing(
                 f"{final} was made from another version of {task.scene_path}: remove that "
                 "folder, or choose another --config_name or --data_dir"
             )
-    builder = _builder(tasks[0].dataset, tasks[0].options)
+    builder = make_builder(tasks[0].dataset, tasks[0].options)
     summary = _summarise(builder, final, reports, there["seconds"])
     return dataclasses.replace(summary, already_there=True)
 

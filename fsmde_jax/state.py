@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from fsmde_jax import checkpoints, sharding, tasks
+from fsmde_jax.errors import UserError
 from fsmde_jax.models import weights
 
 
@@ -142,6 +143,8 @@ def load_trained(
 
 def load_student(config: ConfigDict, workdir: pathlib.Path) -> nnx.Module:
     """The trained student of a run, ready to predict; needs no teacher and no data."""
+    if config.task != "student":
+        raise UserError(f"{workdir} trained a {config.task}, not a student")
     task = tasks.make_task(config)._replace(
         build_model=lambda rngs: tasks.build_student(config, rngs),  # without any adapter
         build_teacher=None,

@@ -8,12 +8,16 @@ from jaxtyping import Float, UInt8
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Wedge
+from PIL import Image
 
 from fsmde_jax import rig
 from fsmde_jax.data.recording import Camera
+from fsmde_jax.point_cloud import PointCloud
 
 COLOUR_MAP = "turbo_r"  # near is red, far is blue
 MIN_DEPTH_M = 1.0
+HEADROOM_M = 2.0  # what is higher over the cameras hides a street from above
+FILM_WIDTH_PX = 480  # about, of a view in a film
 
 
 def depth_colours(
@@ -52,38 +56,42 @@ def draw_ring(
     cameras: tuple[str, ...],
     max_depth_m: float,
     path: pathlib.Path,
+    confidence: Float[np.ndarray, "n h w"] | None = None,
 ) -> None:
-    """One column a camera, from left of the car to right of it; rows image, LiDAR, predictions.
+    """One column a camera, from left of the car to right of it.
+
+    Rows are the image, the LiDAR where there is any, the predictions, the confidence if given.
 
     Args:
       sample: batch fields without `b`.
       predictions_m: z-depth by the name of its row.
+      confidence: 0 is black, 1 is white.
     """
     yaw = rig.yaw_rad(sample["vehicle_from_camera"])
     order = [i for i in np.argsort(-yaw) if sample["camera_mask"][i]]
     height, width = sample["image"].shape[1:3]
     column_inches = 3.2
     row_inches = column_inches * height / width
-    rows = 2 + len(predictions_m)
-    figure = Figure(figsize=(column_inches * len(order) + 1.0, rows * row_inches + 0.6), dpi=120)
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(rows, len(order), squeeze=False)
     scale = max(1, round(480 / width))
-    for column, i in enumerate(order):
-        overlay = lidar_overlay(
-            sample["image"][i],
-            sample["lidar_xy"][i],
-            sample["lidar_depth_m"][i],
-            max_depth_m,
-            scale,
-        )
-        predicted = [depth_colours(d[i], max_depth_m) for d in predictions_m.values()]
-        for row, picture in enumerate((sample["image"][i], overlay, *predicted)):
-            axes[row, column].imshow(picture, aspect="auto", interpolation="nearest")
+    rows = {"image": sample["image"]}
+    if sample["lidar_depth_m"].any():
+        points = zip(sample["image"], sample["lidar_xy"], sample["lidar_depth_m"], strict=True)
+        rows["LiDAR"] = [lidar_overlay(*of_image, max_depth_m, scale) for of_image in points]
+    rows |= {name: depth_colours(depth, max_depth_m) for name, depth in predictions_m.items()}
+    if confidence is not None:
+        rows["confidence"] = confidence[..., None].repeat(3, axis=-1)
+    figure = Figure(
+        figsize=(column_inches * len(order) + 1.0, len(rows) * row_inches + 0.6), dpi=120
+    )
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(len(rows), len(order), squeeze=False)
+    for row, (name, pictures) in enumerate(rows.items()):
+        for column, i in enumerate(order):
+            axes[row, column].imshow(pictures[i], aspect="auto", interpolation="nearest")
             axes[row, column].set(xticks=[], yticks=[])
-        axes[0, column].set_title(f"{cameras[i]}  {np.rad2deg(yaw[i]):+.0f}°", fontsize=9)
-    for row, name in enumerate(("image", "LiDAR", *predictions_m)):
         axes[row, 0].set_ylabel(name, fontsize=9)
+    for column, i in enumerate(order):
+        axes[0, column].set_title(f"{cameras[i]}  {np.rad2deg(yaw[i]):+.0f}°", fontsize=9)
     figure.subplots_adjust(0.02, 0.02, 0.93, 0.93, wspace=0.02, hspace=0.02)
     _colour_bar(figure, max_depth_m)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -113,16 +121,13 @@ def draw_from_above(
     ):
         axis.scatter(beside_m, ahead_m, s=0.4, c=up_m, cmap="viridis", vmin=-1, vmax=5)
         for i, name in enumerate(names):
-            centre_px = intrinsics[i, 0, 2]
-            left_deg, right_deg = np.rad2deg(
-                np.arctan2([centre_px, widths_px[i] - centre_px], intrinsics[i, 0, 0])
-            )
             at = np.array([-positions_m[i, 1], positions_m[i, 0]])
-            facing_deg = 90 + yaw_deg[i]  # forward is up, and left of it anticlockwise
-            facing = np.deg2rad(facing_deg)
+            facing = np.deg2rad(90 + yaw_deg[i])
             tip = at + np.array([np.cos(facing), np.sin(facing)]) * wedge_m
-            first_deg, last_deg = facing_deg - right_deg, facing_deg + left_deg
-            axis.add_patch(Wedge(at, wedge_m, first_deg, last_deg, color=f"C{i}", alpha=0.2))
+            axis.add_patch(
+                _wedge(vehicle_from_camera[i], intrinsics[i], widths_px[i], wedge_m,
+                       color=f"C{i}", alpha=0.2)
+            )  # fmt: skip
             axis.plot([at[0], tip[0]], [at[1], tip[1]], color=f"C{i}")
             axis.plot(*at, "o", color=f"C{i}")
             axis.text(*tip, f"{name}\n{yaw_deg[i]:+.0f}°, {positions_m[i, 2]:.1f} m up",
@@ -132,6 +137,94 @@ def draw_from_above(
     figure.suptitle("From above; LiDAR coloured by height. Wedges are the fields of view", size=10)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
+
+
+def _wedge(
+    vehicle_from_camera: Float[np.ndarray, "4 4"],
+    intrinsics: Float[np.ndarray, "3 3"],
+    width_px: int,
+    reach_m: float,
+    **style,
+) -> Wedge:
+    """A camera's field of view from above; forward is up, and left of it anticlockwise."""
+    centre_px = intrinsics[0, 2]
+    left_deg, right_deg = np.rad2deg(
+        np.arctan2([centre_px, width_px - centre_px], intrinsics[0, 0])
+    )
+    facing_deg = 90 + np.rad2deg(rig.yaw_rad(vehicle_from_camera))
+    at = (-vehicle_from_camera[1, 3], vehicle_from_camera[0, 3])
+    return Wedge(at, reach_m, facing_deg - right_deg, facing_deg + left_deg, **style)
+
+
+def draw_birds_eye(
+    cloud: PointCloud,
+    sample: dict[str, np.ndarray],
+    cameras: tuple[str, ...],
+    path: pathlib.Path,
+    lidar_m: Float[np.ndarray, "p 3"],
+    reach_m: float = 30.0,
+) -> None:
+    """A fused cloud from above, forward up: in the images' colours, and in one a camera.
+
+    Where two fields of view overlap, the points of both cameras should lie on each other, and on
+    the LiDAR's, which are black. What is more than `HEADROOM_M` over the cameras is left out.
+
+    Args:
+      sample: batch fields without `b`, of the cameras in `cameras`.
+      lidar_m: the vehicle's frame; may be empty.
+    """
+    poses = sample["vehicle_from_camera"]
+    ceiling_m = poses[:, 2, 3].max() + HEADROOM_M
+    shown = cloud.points_m[:, 2] < ceiling_m
+    points_m = cloud.points_m[shown]
+    upward = np.argsort(points_m[:, 2])
+    beside_m, ahead_m = -points_m[upward, 1], points_m[upward, 0]
+    own = np.array([matplotlib.colors.to_rgb(f"C{i}") for i in range(len(cameras))])
+    camera = cloud.camera[shown][upward]
+    figure = Figure(figsize=(15, 7.6), dpi=110)
+    FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2)
+    left.scatter(beside_m, ahead_m, s=1.5, c=cloud.colours[shown][upward] / 255.0, linewidths=0)
+    # In turns, so that no camera covers the other one where they overlap.
+    mixed = np.random.default_rng(0).permutation(len(camera))
+    right.scatter(
+        beside_m[mixed], ahead_m[mixed], s=1.5, c=own[camera[mixed]], linewidths=0, alpha=0.6
+    )
+    near_m = lidar_m[lidar_m[:, 2] < ceiling_m]
+    right.scatter(-near_m[:, 1], near_m[:, 0], s=0.5, c="black", linewidths=0)
+    for i, name in enumerate(cameras):
+        for axis in (left, right):
+            axis.add_patch(
+                _wedge(poses[i], sample["intrinsics"][i], sample["image"].shape[2], 2 * reach_m,
+                       fill=False, color=f"C{i}", linewidth=0.5, alpha=0.7)
+            )  # fmt: skip
+        right.plot([], [], "o", color=f"C{i}", label=name or "camera")
+    if len(near_m):
+        right.plot([], [], "o", color="black", markersize=2, label="LiDAR")
+    right.legend(loc="upper right", fontsize=8)
+    for axis, title in ((left, "colours of the images"), (right, "a colour a camera")):
+        axis.set(xlim=(-reach_m, reach_m), ylim=(-reach_m, reach_m), aspect="equal", title=title)
+        axis.set(xlabel="right of the origin (m)", ylabel="ahead of the origin (m)")
+    figure.subplots_adjust(0.05, 0.07, 0.99, 0.94, wspace=0.12)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+
+
+def stack_views(
+    image: UInt8[np.ndarray, "n h w 3"], depth_m: Float[np.ndarray, "n h w"], max_depth_m: float
+) -> UInt8[np.ndarray, "h2 w2 3"]:
+    """A film's frame: a camera's image beside its depth; a ring's images above their depths."""
+    depth = np.rint(depth_colours(depth_m, max_depth_m) * 255).astype(np.uint8)
+    scale = max(1, round(FILM_WIDTH_PX / image.shape[2]))
+    views = [np.concatenate([_enlarged(one, scale) for one in rows], axis=1)
+             for rows in (image, depth)]  # fmt: skip
+    return np.concatenate(views, axis=1 if len(image) == 1 else 0)
+
+
+def _enlarged(image: UInt8[np.ndarray, "h w 3"], scale: int) -> UInt8[np.ndarray, "h2 w2 3"]:
+    height, width = image.shape[:2]
+    size = (width * scale, height * scale)
+    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
 
 
 def draw_overlays(

@@ -68,7 +68,7 @@ class PreparedSplit:
         if not 0 <= index < len(self):
             raise IndexError(f"sample {index} of {len(self)} in {self.directory}, {self.split}")
         sample = dict(self._source[index])
-        sample["images"] = _decode_images(sample["images"])
+        sample["images"] = decode_images(sample["images"])
         for field in sample.keys() & {"camera_names", "previous_files", "next_files"}:
             sample[field] = [text.decode() for text in sample[field]]
         for field in ("sample_id", "scene_id"):
@@ -154,7 +154,7 @@ def _how_to_prepare(directory: Path, dataset: str, data_dir: Path, config_name: 
     )
 
 
-def _decode_images(encoded: np.ndarray) -> np.ndarray:
+def decode_images(encoded: np.ndarray) -> np.ndarray:
     """JPEG or PNG files (objects) of one size to uint8 [n h w 3]."""
     first = np.asarray(Image.open(io.BytesIO(encoded[0])))
     images = np.empty((len(encoded), *first.shape), np.uint8)

@@ -1,0 +1,303 @@
+"""What `predict` can look at: a prepared dataset, a raw recording, photos, a video.
+
+All become items of the same kind: the images of one instant at the size the network runs at, with
+intrinsics of those images. Rings come at the size the student was trained at, as `prepare` makes
+them. So do photos of nearly that aspect ratio; one that is off by more than `ASPECT_TOLERANCE` is
+not squeezed, cropped or padded, since the network is fully convolutional: it runs at the size of
+its own shape with about as many pixels, and says so.
+"""
+
+import dataclasses
+import math
+import re
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float, UInt8
+from ml_collections import ConfigDict
+from PIL import Image
+
+from fsmde_jax import prepare, rig
+from fsmde_jax.data import photos, pipeline, prepared, recording
+from fsmde_jax.data.recording import RecordingError
+from fsmde_jax.errors import UserError
+
+ASPECT_TOLERANCE = 0.1
+STRIDE = 32  # of the student's coarsest features
+# A camera alone looks ahead from the vehicle's origin.
+VEHICLE_FROM_PHOTO = np.array(
+    [[0, 0, 1, 0], [-1, 0, 0, 0], [0, -1, 0, 0], [0, 0, 0, 1]], np.float32
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Item:
+    """One instant.
+
+    Attributes:
+      name: of its files, such as `<scene>/<index>` or a photo's name.
+      cameras: names of those that are present.
+      sample: batch fields of `data/pipeline.py` without b, of those cameras only.
+      problems: what was left out of it, in words.
+      remarks: what one should know of it: the focal length, another size.
+    """
+
+    name: str
+    cameras: tuple[str, ...]
+    sample: dict[str, np.ndarray]
+    problems: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
+
+    @property
+    def file_names(self) -> tuple[str, ...]:
+        """Of each camera's files, without suffix."""
+        return tuple(f"{self.name}/{camera}" if camera else self.name for camera in self.cameras)
+
+
+class Inputs(NamedTuple):
+    """Items one after the other; where one is broken, the `UserError` that names it."""
+
+    kind: str  # "ring", "photos" or "video"
+    count: int
+    items: Iterator[Item | UserError]
+    fps: float | None = None
+
+
+def open_inputs(
+    path: Path | None, config: ConfigDict, split: str | None, focal_px: float | None
+) -> Inputs:
+    """What lies at `path`; None is the dataset that the run was trained on.
+
+    Args:
+      config: the run's.
+      split: of a dataset or recording; None is the run's `eval_split`.
+      focal_px: of photos and videos, in pixels of the files.
+    """
+    data, split = config.data, split or config.data.eval_split
+    if path is None:
+        source, _ = pipeline.open_data(data, split)
+        return _of_prepared(source, data.downscale)
+    if not path.exists():
+        raise UserError(f"--input={path}: there is no such file or folder")
+    if path.suffix.lower() in photos.VIDEO_SUFFIXES and path.is_file():
+        return _of_video(path, network_size(config), focal_px)
+    if path.suffix.lower() in photos.IMAGE_SUFFIXES and path.is_file():
+        return _of_photos([path], network_size(config), focal_px)
+    for folder in (path, path / prepared.VERSION):
+        if (folder / prepared.RIG_FILE).is_file() and any(folder.glob("*.array_record*")):
+            return _of_prepared(_split_of(folder, split), data.downscale)
+    for dataset in ("rig", "nuscenes", "ddad"):
+        try:
+            found = prepare.READERS[dataset].find(path)
+        except FileNotFoundError:
+            continue
+        return _of_recording(dataset, found, split, config)
+    if path.is_file():
+        raise UserError(
+            f"--input={path}: not an image ({', '.join(photos.IMAGE_SUFFIXES)}), video "
+            f"({', '.join(photos.VIDEO_SUFFIXES)}) or recording"
+        )
+    return _of_photos(photos.find_photos(path), network_size(config), focal_px)
+
+
+def network_size(config: ConfigDict) -> tuple[int, int]:
+    """(height, width) of the images that a run's student was trained on."""
+    named = re.match(r"(\d+)x(\d+)", config.data.config_name)
+    if config.data.dataset == "world":
+        height, width = config.world.image_size
+    elif named:  # `prepare`'s own names say it, and a run can be used without its data
+        height, width = map(int, named.groups())
+    else:
+        source, _ = pipeline.open_data(config.data, config.data.eval_split)
+        height, width = source.rig["prepared_size"]
+    return height // config.data.downscale, width // config.data.downscale
+
+
+def size_like(size: tuple[int, int], image_size: tuple[int, int]) -> tuple[int, int]:
+    """The (height, width) at which an image of another size is run.
+
+    `size`, or where the aspect ratio differs by more than `ASPECT_TOLERANCE`, the multiples of
+    `STRIDE` that have nearly the image's and about as many pixels.
+    """
+    aspect, area = image_size[1] / image_size[0], size[0] * size[1]
+    if abs(math.log(aspect * size[0] / size[1])) < ASPECT_TOLERANCE:
+        return size
+
+    def badness(candidate: tuple[int, int]) -> float:
+        height, width = candidate
+        return abs(math.log(width / height / aspect)) + 0.3 * abs(math.log(height * width / area))
+
+    sides = range(STRIDE, 4 * max(size) + STRIDE, STRIDE)
+    return min(((height, width) for height in sides for width in sides), key=badness)
+
+
+# Rings
+
+
+def _split_of(folder: Path, split: str) -> prepared.PreparedSplit:
+    """`prepared.open_split` of a folder wherever it lies."""
+    dataset, name = folder.parent.parent.name, folder.parent.name
+    return prepared.open_split(folder.parent.parent.parent, dataset, name, split)
+
+
+def _of_prepared(source: prepared.PreparedSplit, downscale: int) -> Inputs:
+    items = (_of_sample(source[i], downscale) for i in range(len(source)))
+    return Inputs("ring", len(source), items)
+
+
+def _of_sample(sample: dict[str, Any], downscale: int, problems: tuple[str, ...] = ()) -> Item:
+    """An item of a prepared sample; slots are the cameras it has."""
+    cameras = tuple(sample["camera_names"])
+    shrunk = pipeline.shrink({**sample, "sample_index": np.int32(sample["index"])}, downscale)
+    most = int(max(sample["lidar_counts"]))
+    return Item(
+        sample["sample_id"], cameras, pipeline.place_on_rig(shrunk, cameras, most), problems
+    )
+
+
+def _of_recording(dataset: str, found: Path, split: str, config: ConfigDict) -> Inputs:
+    """Samples as `prepare` would store them, without storing them."""
+    reader, scale = prepare.READERS[dataset], config.data.downscale
+    height, width = network_size(config)
+    options = {"name": "predict", "image_size": (height * scale, width * scale)}
+    builder = prepare.make_builder(dataset, tuple(options.items()))
+    folder = tempfile.TemporaryDirectory(prefix="fsmde_jax_plan_")
+    planned = reader.plan(found, (split,), Path(folder.name))[split]
+    scenes = [(scene_id, path) for scene_id, path in planned.items()]
+    count = sum(prepare.num_samples(reader, path) or 1 for _, path in scenes)
+
+    def items() -> Iterator[Item | UserError]:
+        with folder:
+            for scene_id, path in scenes:
+                try:
+                    scene = reader.Scene(path, scene_id)
+                except RecordingError as error:
+                    yield error
+                    continue
+                for index in range(len(scene)):
+                    yield _item_or_error(builder, scene, index, scale)
+
+    return Inputs("ring", count, items())
+
+
+def _item_or_error(builder: Any, scene: Any, index: int, downscale: int) -> Item | UserError:
+    """A sample without the cameras, or the LiDAR, that cannot be read."""
+    try:
+        sample, problems = scene.sample(index), ()
+        try:
+            example = builder.example(sample)
+        except RecordingError:
+            sample, problems = _readable(sample, builder.READER.read_points)
+            if not sample.cameras:
+                return UserError("; ".join(problems))
+            example = builder.example(sample)
+    except RecordingError as error:
+        return error
+    images = prepared.decode_images(np.array(example["images"], object))
+    return _of_sample({**example, "images": images}, downscale, problems)
+
+
+def _readable(
+    sample: recording.Sample, read_points: Callable
+) -> tuple[recording.Sample, tuple[str, ...]]:
+    """What is sound in a sample, and what is not in words."""
+    good, problems, sweep = [], [], sample.lidar
+    for camera in sample.cameras:
+        try:
+            recording.read_image(camera)
+            good.append(camera)
+        except RecordingError as error:
+            problems.append(str(error))
+    try:
+        if sweep:
+            read_points(sweep)
+    except RecordingError as error:
+        problems.append(str(error))
+        sweep = None
+    return dataclasses.replace(sample, cameras=tuple(good), lidar=sweep), tuple(problems)
+
+
+# Photos and videos
+
+
+def _of_photos(paths: list[Path], size: tuple[int, int], focal_px: float | None) -> Inputs:
+    stems = [path.stem for path in paths]
+
+    def items() -> Iterator[Item | UserError]:
+        for path in paths:
+            # IMG_1.jpg and IMG_1.png must not write to the same file.
+            name = path.stem if stems.count(path.stem) == 1 else path.name
+            try:
+                photo = photos.read_photo(path, focal_px)
+            except UserError as error:
+                yield error
+                continue
+            yield _of_image(name, photo, size)
+
+    return Inputs("photos", len(paths), items())
+
+
+def _of_video(path: Path, size: tuple[int, int], focal_px: float | None) -> Inputs:
+    video = photos.Video(path)
+    focal, focal_from = photos.focal_of(video.size, focal_px)
+
+    def items() -> Iterator[Item | UserError]:
+        done, remarked = -1, False
+        try:
+            for index, frame in video:
+                for lost in range(done + 1, index):
+                    if lost in video.problems:
+                        yield UserError(video.problems[lost])
+                done = index
+                photo = photos.Photo(Image.fromarray(frame), focal, focal_from)
+                item = _of_image(f"{index:06d}", photo, size)
+                # Once is enough: the frames are all alike.
+                yield dataclasses.replace(item, remarks=() if remarked else item.remarks)
+                remarked = True
+            for lost in range(done + 1, video.count):
+                yield UserError(video.problems.get(lost, f"{path}: frame {lost} is missing"))
+        finally:
+            video.close()
+        if video.complaint and not video.problems:
+            yield UserError(f"{path}: some frames may be damaged ({video.complaint})")
+
+    return Inputs("video", video.count, items(), video.fps)
+
+
+def _of_image(name: str, photo: photos.Photo, size: tuple[int, int]) -> Item:
+    native = photo.image.size[::-1]
+    run_at = size_like(size, native)
+    resized = photo.image.resize(run_at[::-1], Image.Resampling.LANCZOS)
+    remarks = [f"focal length {photo.focal_px:.0f} px ({photo.focal_from})"]
+    if run_at != size:
+        remarks.append(
+            f"{native[0]}x{native[1]} has another aspect ratio than the network's "
+            f"{size[0]}x{size[1]}; run at {run_at[0]}x{run_at[1]}"
+        )
+    intrinsics = rig.scale_intrinsics(intrinsics_of(native, photo.focal_px), native, run_at)
+    sample = _single(np.asarray(resized), intrinsics)
+    return Item(name, ("",), sample, remarks=tuple(remarks))
+
+
+def intrinsics_of(size: tuple[int, int], focal_px: float) -> Float[np.ndarray, "3 3"]:
+    """Of a camera with square pixels that looks through the centre of an image (height, width)."""
+    height, width = size
+    rows = [[focal_px, 0, width / 2], [0, focal_px, height / 2], [0, 0, 1]]
+    return np.array(rows, np.float32)
+
+
+def _single(
+    image: UInt8[np.ndarray, "h w 3"], intrinsics: Float[np.ndarray, "3 3"]
+) -> dict[str, np.ndarray]:
+    """Batch fields of a camera alone, without LiDAR."""
+    return {
+        "image": image[None],
+        "camera_mask": np.ones(1, bool),
+        "intrinsics": intrinsics[None],
+        "vehicle_from_camera": VEHICLE_FROM_PHOTO[None],
+        "lidar_xy": np.zeros((1, 0, 2), np.float32),
+        "lidar_depth_m": np.zeros((1, 0), np.float32),
+    }

@@ -1,0 +1,301 @@
+"""A trained student at work:
+`python -m fsmde_jax.predict --checkpoint=RUN --input=WHAT --out=DIR`.
+
+WHAT is a prepared dataset, a recording in the layout of DDAD, nuScenes or an own rig (`--split`), a
+folder of photos, one photo or a video (`--focal_px`, in pixels of the files; without it EXIF's, or
+a guess, and the log says which); without it, the data the run was trained on. An item is one
+instant of a ring, a photo or a frame. `--save` chooses what is written of each:
+
+    depth       depth/<item>.png        z-depth, 16 bit, 1/256 m
+    npz         npz/<item>.npz          depth_m, confidence, intrinsics, vehicle_from_camera
+    confidence  confidence/<item>.png   8 bit; 255 is certain (exp(-s), s of log depth)
+    pictures    pictures/<item>.png     depth in colours of one range, 1 m to --max_depth_m
+    panel       panel/<item>.png        image, LiDAR, depth, confidence of all cameras
+    cloud       cloud/<item>.ply        all cameras fused, coloured; metres, vehicle's frame
+    birds_eye   birds_eye/<item>.png    that cloud from above
+    rerun       recording.rrd           cameras, images, depth, LiDAR, clouds
+    video       video.mp4               images and depth
+
+In a ring the first four are a file a camera, `<scene>/<index>/<camera>`, as `evaluate
+--predictions=DIR/depth --unit_m=0.00390625` reads them. All are at the size the network ran at, and
+`intrinsics` are of that size. Clouds leave out pixels beyond --max_depth_m, the smear at edges and
+what has less than --min_confidence; sky that got some depth stays in.
+
+What is broken is left out and named, at the end and in DIR/problems.txt, and the exit code is 1; so
+it is for a ring's image that has not the size its recording says. What stops all is one line: a
+checkpoint that does not fit, nothing to read, a folder that cannot be written.
+"""
+
+import errno
+import importlib.util
+import json
+import pathlib
+import sys
+from collections.abc import Callable, Sequence
+from itertools import islice
+from typing import Any
+
+import jax
+import numpy as np
+from absl import app, flags
+from jaxtyping import Float
+from ml_collections import ConfigDict
+from PIL import Image
+from tqdm import tqdm
+
+from fsmde_jax import config as config_lib
+from fsmde_jax import export, point_cloud, process, state, visualize
+from fsmde_jax.data import inputs, photos
+from fsmde_jax.data.inputs import Item
+from fsmde_jax.errors import UserError
+
+UNIT_M = 1 / 256  # of the depth PNG; beyond 255.99 m it stays there
+DEFAULT_SAVES = {
+    "ring": ("depth", "npz", "confidence", "pictures", "panel", "cloud", "birds_eye", "rerun"),
+    "photos": ("depth", "npz", "confidence", "pictures", "panel", "cloud"),
+    "video": ("video",),
+}
+SAVES = (*DEFAULT_SAVES["ring"], "video")
+RING_FPS = 4.0
+# Keeps all: how high it gets differs from student to student.
+MIN_CONFIDENCE = 0.0
+PROBLEMS_FILE = "problems.txt"
+
+
+def predict(
+    workdir: pathlib.Path,
+    out: pathlib.Path,
+    what: pathlib.Path | None = None,
+    *,
+    split: str | None = None,
+    focal_px: float | None = None,
+    max_samples: int | None = None,
+    saves: Sequence[str] | None = None,
+    min_confidence: float = MIN_CONFIDENCE,
+    max_depth_m: float | None = None,
+) -> list[str]:
+    """Predicts with the student of a run and writes into `out`; what had to be left out, in words.
+
+    Raises `UserError` where nothing can be done, and on a disk that cannot be written.
+
+    Args:
+      what: `--input`; None is the data the run was trained on.
+      saves: of `SAVES`; None is what suits the kind of input.
+      max_depth_m: end of the colours' range and of clouds; None is the run's.
+    """
+    if focal_px is not None and focal_px <= 0:
+        raise UserError(f"--focal_px={focal_px:g} must be positive")
+    if out.is_file() or (out.is_dir() and any(out.iterdir())):
+        raise UserError(f"{out} is there already; remove it, or choose another --out")
+    config = config_lib.load_config(workdir)
+    student = state.load_student(config, workdir)
+    source = inputs.open_inputs(what, config, split, focal_px)
+    saves = _choose(saves, source.kind)
+    max_depth_m = max_depth_m or config.evaluation.picture_max_depth_m
+    count = min(source.count, max_samples or source.count)
+    run, problems, remarks = _runner(student), [], {}
+    try:
+        writer = _Writer(out, saves, source.fps or RING_FPS, min_confidence, max_depth_m)
+        try:
+            unit = {"ring": "ring", "photos": "photo", "video": "frame"}[source.kind]
+            for item in tqdm(islice(source.items, max_samples), total=count, unit=f" {unit}"):
+                if isinstance(item, UserError):
+                    problems.append(str(item))
+                    continue
+                problems += item.problems
+                if item.remarks:
+                    remarks[item.name] = list(item.remarks)
+                    tqdm.write(f"{item.name}: {'; '.join(item.remarks)}", file=sys.stderr)
+                writer.add(item, *run(item))
+        finally:
+            writer.close()
+        if problems:
+            (out / PROBLEMS_FILE).write_text("\n".join(problems) + "\n")
+        about = _about(config, saves, min_confidence, max_depth_m) | {"remarks": remarks}
+        (out / "about.json").write_text(json.dumps(about, indent=1) + "\n")
+    except OSError as error:
+        full = " (the disk is full)" if error.errno == errno.ENOSPC else ""
+        raise UserError(f"{out} cannot be written{full}: {error}") from error
+    if not writer.count:
+        raise UserError("nothing could be predicted: " + "; ".join(problems[:3]))
+    return problems
+
+
+def _choose(saves: Sequence[str] | None, kind: str) -> tuple[str, ...]:
+    """What is written; packages that are missing are named before any work."""
+    chosen = tuple(saves or DEFAULT_SAVES[kind])
+    if unknown := sorted(set(chosen) - set(SAVES)):
+        raise UserError(f"--save={','.join(unknown)}: use some of {', '.join(SAVES)}")
+    if kind == "photos" and "video" in chosen:
+        raise UserError("--save=video: photos are no film; use a video or a recording")
+    if "rerun" in chosen and importlib.util.find_spec("rerun") is None:
+        need = 'the package rerun-sdk: pip install -e ".[predict]"'
+        if saves:
+            raise UserError(f"--save=rerun needs {need}")
+        print(f"no recording.rrd is written; it needs {need}", file=sys.stderr)
+        chosen = tuple(name for name in chosen if name != "rerun")
+    if "video" in chosen:
+        photos.ffmpeg()
+    return chosen
+
+
+def _runner(student) -> Callable[[Item], tuple[np.ndarray, np.ndarray]]:
+    """Item -> (depth_m, confidence) [n h w]; compiled once for every number and size of images."""
+    function = jax.jit(export.inference(student))
+
+    def run(item: Item) -> tuple[np.ndarray, np.ndarray]:
+        outputs = function(item.sample["image"][None], item.sample["intrinsics"][None])
+        return tuple(np.asarray(output[0], np.float32) for output in outputs)
+
+    return run
+
+
+def _about(
+    config: ConfigDict, saves: Sequence[str], min_confidence: float, max_depth_m: float
+) -> dict[str, Any]:
+    """What the files mean, for about.json."""
+    return {
+        "run": config.name,
+        "saved": list(saves),
+        "depth": "z-depth along the optical axis, in metres; at the network's resolution",
+        "depth_png_unit_m": UNIT_M,
+        "confidence": "exp(-s), s the standard deviation of log depth; PNG: 255 is 1",
+        "colours": f"{visualize.COLOUR_MAP}, logarithmic from {visualize.MIN_DEPTH_M:g} to "
+        f"{max_depth_m:g} m",
+        "cloud": {"min_confidence": min_confidence, "max_depth_m": max_depth_m},
+    }
+
+
+class _Writer:
+    """Writes items into a folder."""
+
+    def __init__(
+        self,
+        out: pathlib.Path,
+        saves: Sequence[str],
+        fps: float,
+        min_confidence: float,
+        max_depth_m: float,
+    ):
+        self.out, self.saves, self.count = out, saves, 0
+        self.min_confidence, self.max_depth_m = min_confidence, max_depth_m
+        out.mkdir(parents=True, exist_ok=True)
+        if "video" in saves:
+            self.video = photos.VideoWriter(out / "video.mp4", fps)
+        if "rerun" in saves:
+            from fsmde_jax.rerun_log import RerunLog  # only here: it is an extra
+
+            self.rerun = RerunLog(out / "recording.rrd", max_depth_m)
+
+    def add(
+        self,
+        item: Item,
+        depth_m: Float[np.ndarray, "n h w"],
+        confidence: Float[np.ndarray, "n h w"],
+    ) -> None:
+        """All that is asked for of one item."""
+        for i, name in enumerate(item.file_names):
+            self._write_camera(name, item.sample, i, depth_m[i], confidence[i])
+        titles = tuple(camera or item.name for camera in item.cameras)
+        if "panel" in self.saves:
+            path = self._path("panel", item.name, ".png")
+            depths = {"depth": depth_m}
+            visualize.draw_ring(item.sample, depths, titles, self.max_depth_m, path, confidence)
+        if {"cloud", "birds_eye", "rerun"} & set(self.saves):
+            usable = (depth_m < self.max_depth_m) & (confidence >= self.min_confidence)
+            usable &= ~point_cloud.is_smear(depth_m, item.sample["intrinsics"])
+            cloud = point_cloud.fuse(item.sample, depth_m, usable)
+            lidar_m = point_cloud.of_lidar(item.sample)
+        if "cloud" in self.saves:
+            point_cloud.write_ply(self._path("cloud", item.name, ".ply"), cloud)
+        if "birds_eye" in self.saves:
+            path = self._path("birds_eye", item.name, ".png")
+            visualize.draw_birds_eye(cloud, item.sample, titles, path, lidar_m)
+        if "rerun" in self.saves:
+            self.rerun.add(item, depth_m, cloud, lidar_m)
+        if "video" in self.saves:
+            self.video.add(visualize.stack_views(item.sample["image"], depth_m, self.max_depth_m))
+        self.count += 1
+
+    def _write_camera(
+        self,
+        name: str,
+        sample: dict[str, np.ndarray],
+        i: int,
+        depth_m: Float[np.ndarray, "h w"],
+        confidence: Float[np.ndarray, "h w"],
+    ) -> None:
+        pictures = {
+            "depth": np.clip(np.rint(depth_m / UNIT_M), 0, 65535).astype(np.uint16),
+            "confidence": np.rint(confidence * 255).astype(np.uint8),
+            "pictures": np.rint(
+                visualize.depth_colours(depth_m, self.max_depth_m) * 255
+            ).astype(np.uint8),
+        }  # fmt: skip
+        for kind, array in pictures.items():
+            if kind in self.saves:
+                Image.fromarray(array).save(self._path(kind, name, ".png"))
+        if "npz" in self.saves:
+            np.savez_compressed(
+                self._path("npz", name, ".npz"),
+                depth_m=depth_m,
+                confidence=confidence,
+                intrinsics=sample["intrinsics"][i],
+                vehicle_from_camera=sample["vehicle_from_camera"][i],
+            )
+
+    def _path(self, kind: str, name: str, suffix: str) -> pathlib.Path:
+        path = self.out / kind / (name + suffix)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def close(self) -> None:
+        """Finishes the files that hold all items."""
+        for name in {"rerun", "video"} & set(self.saves):
+            getattr(self, name).close()
+
+
+# The command
+
+
+def _define_flags() -> None:
+    flags.DEFINE_string("checkpoint", None, "Folder of a run of fsmde_jax.main.", required=True)
+    flags.DEFINE_string("input", None, "Dataset, recording, photos or video; the run's data.")
+    flags.DEFINE_string("out", None, "Folder to write; must be empty or absent.", required=True)
+    flags.DEFINE_string("split", None, "Of a dataset or recording; the run's eval_split.")
+    flags.DEFINE_float("focal_px", None, "Of photos and videos, in pixels of the files.")
+    flags.DEFINE_integer("max_samples", None, "Only so many items, the first ones.", 1)
+    flags.DEFINE_list("save", None, f"Some of {','.join(SAVES)}; what suits the input.")
+    flags.DEFINE_float("min_confidence", MIN_CONFIDENCE, "Of points in clouds, 0 to 1.")
+    flags.DEFINE_float("max_depth_m", None, "End of the colour range and of clouds.", 2.0)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Predicts as the flags say; 1 if anything was left out."""
+    process.set_up()
+    values = flags.FLAGS
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected argument {argv[1]!r}; options start with --")
+    try:
+        problems = predict(
+            pathlib.Path(values.checkpoint),
+            pathlib.Path(values.out),
+            pathlib.Path(values.input) if values.input else None,
+            split=values.split,
+            focal_px=values.focal_px,
+            max_samples=values.max_samples,
+            saves=values.save,
+            min_confidence=values.min_confidence,
+            max_depth_m=values.max_depth_m,
+        )
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    print(f"{values.out}: what the files mean is in about.json")
+    for problem in problems:
+        print(f"left out: {problem}", file=sys.stderr)
+    sys.exit(1 if problems else 0)
+
+
+if __name__ == "__main__":
+    _define_flags()
+    app.run(main)
