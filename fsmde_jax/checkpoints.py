@@ -120,7 +120,14 @@ def load_params(
             partial_restore=True,
         )
         args = ocp.args.Composite(**{item: restore})
-        restored = manager.restore(step, args=args)[item]
+        try:
+            restored = manager.restore(step, args=args)[item]
+        except Exception as error:  # Orbax raises bare exceptions, on other shapes a page of text
+            raise CheckpointError(
+                f"{directory / str(step)}: its {item} do not fit the model of the run's "
+                "config.json in this version of fsmde_jax, or are damaged: "
+                f"{str(error).splitlines()[0][:200]}"
+            ) from error
         missing = [
             jax.tree_util.keystr(path)
             for path, leaf in jax.tree_util.tree_leaves_with_path(restored)

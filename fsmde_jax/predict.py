@@ -60,6 +60,7 @@ RING_FPS = 4.0
 # Keeps all: how high it gets differs from student to student.
 MIN_CONFIDENCE = 0.0
 PROBLEMS_FILE = "problems.txt"
+LISTED = 20  # problems that the terminal gets
 
 
 def predict(
@@ -291,8 +292,11 @@ def main(argv: Sequence[str]) -> None:
     except UserError as error:
         sys.exit(f"error: {error}")
     print(f"{values.out}: what the files mean is in about.json")
-    for problem in problems:
+    for problem in problems[:LISTED]:
         print(f"left out: {problem}", file=sys.stderr)
+    if len(problems) > LISTED:
+        more = f"{len(problems) - LISTED} more in {pathlib.Path(values.out) / PROBLEMS_FILE}"
+        print(f"left out: {more}", file=sys.stderr)
     sys.exit(1 if problems else 0)
 
 

@@ -81,7 +81,7 @@ def draw_ring(
     if confidence is not None:
         rows["confidence"] = confidence[..., None].repeat(3, axis=-1)
     figure = Figure(
-        figsize=(column_inches * len(order) + 1.0, len(rows) * row_inches + 0.6), dpi=120
+        figsize=(column_inches * len(order) + 1.5, len(rows) * row_inches + 0.5), dpi=120
     )
     FigureCanvasAgg(figure)
     axes = figure.subplots(len(rows), len(order), squeeze=False)
@@ -92,7 +92,10 @@ def draw_ring(
         axes[row, 0].set_ylabel(name, fontsize=9)
     for column, i in enumerate(order):
         axes[0, column].set_title(f"{cameras[i]}  {np.rad2deg(yaw[i]):+.0f}°", fontsize=9)
-    figure.subplots_adjust(0.02, 0.02, 0.93, 0.93, wspace=0.02, hspace=0.02)
+    wide, high = figure.get_size_inches()
+    figure.subplots_adjust(
+        0.4 / wide, 0.1 / high, 1 - 1.1 / wide, 1 - 0.4 / high, wspace=0.02, hspace=0.02
+    )
     _colour_bar(figure, max_depth_m)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
@@ -151,7 +154,7 @@ def _wedge(
     left_deg, right_deg = np.rad2deg(
         np.arctan2([centre_px, width_px - centre_px], intrinsics[0, 0])
     )
-    facing_deg = 90 + np.rad2deg(rig.yaw_rad(vehicle_from_camera))
+    facing_deg = 90 + np.rad2deg(rig.yaw_rad(vehicle_from_camera[None])[0])
     at = (-vehicle_from_camera[1, 3], vehicle_from_camera[0, 3])
     return Wedge(at, reach_m, facing_deg - right_deg, facing_deg + left_deg, **style)
 
@@ -258,7 +261,8 @@ def draw_overlays(
         scale = max(1, round(640 / image.shape[1]))
         axis.imshow(lidar_overlay(image, xy, depth_m, max_depth_m, scale))
         axis.set_title(f"{camera.name}  {yaw:+.0f}°, {len(xy)} points", fontsize=9)
-    figure.subplots_adjust(0.01, 0.01, 0.93, 0.95, wspace=0.02, hspace=0.1)
+    right = 1 - 1.1 / figure.get_figwidth()
+    figure.subplots_adjust(0.01, 0.01, right, 0.95, wspace=0.02, hspace=0.1)
     _colour_bar(figure, max_depth_m)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
@@ -267,7 +271,8 @@ def draw_overlays(
 def _colour_bar(figure: Figure, max_depth_m: float) -> None:
     norm = matplotlib.colors.LogNorm(MIN_DEPTH_M, max_depth_m)
     mappable = matplotlib.cm.ScalarMappable(norm, COLOUR_MAP)
-    axis = figure.add_axes((0.94, 0.1, 0.012, 0.75))
+    inch = 1 / figure.get_figwidth()
+    axis = figure.add_axes((1 - 0.95 * inch, 0.1, 0.2 * inch, 0.75))
     bar = figure.colorbar(mappable, cax=axis)
     ticks = [t for t in (1, 2, 5, 10, 20, 50, 100, 200) if t <= max_depth_m]
     bar.set_ticks(ticks, labels=[f"{t} m" for t in ticks])

@@ -81,6 +81,7 @@ class Video:
     Attributes:
       count: frames in the file, whether they can be decoded or not.
       problems: by frame, what is wrong with those that cannot; their neighbours may be smeared.
+        Damage that the decoder does not notice is not in here: H.264 has no checksums.
       complaint: the first thing the decoder said, "" for a sound file.
       fps: frames a second.
 
