@@ -44,7 +44,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from fsmde_jax import config as config_lib
-from fsmde_jax import export, point_cloud, process, state, visualize
+from fsmde_jax import export, point_cloud, process, rig, state, visualize
 from fsmde_jax.data import inputs, photos
 from fsmde_jax.data.inputs import Item
 from fsmde_jax.errors import UserError
@@ -200,8 +200,9 @@ class _Writer:
         titles = tuple(camera or item.name for camera in item.cameras)
         if "panel" in self.saves:
             path = self._path("panel", item.name, ".png")
-            depths = {"depth": depth_m}
-            visualize.draw_ring(item.sample, depths, titles, self.max_depth_m, path, confidence)
+            visualize.draw_ring(
+                item.sample, {"depth": depth_m}, titles, self.max_depth_m, path, confidence
+            )
         if {"cloud", "birds_eye", "rerun"} & set(self.saves):
             usable = (depth_m < self.max_depth_m) & (confidence >= self.min_confidence)
             usable &= ~point_cloud.is_smear(depth_m, item.sample["intrinsics"])
@@ -215,7 +216,9 @@ class _Writer:
         if "rerun" in self.saves:
             self.rerun.add(item, depth_m, cloud, lidar_m)
         if "video" in self.saves:
-            self.video.add(visualize.stack_views(item.sample["image"], depth_m, self.max_depth_m))
+            left_first = np.argsort(-rig.yaw_rad(item.sample["vehicle_from_camera"]))
+            images, depths = item.sample["image"][left_first], depth_m[left_first]
+            self.video.add(visualize.stack_views(images, depths, self.max_depth_m))
         self.count += 1
 
     def _write_camera(

@@ -73,10 +73,14 @@ class RerunLog:
         self._recording.log("world", rr.ViewCoordinates.FLU, static=True)
 
     def close(self) -> None:
-        """Waits until all is on disk."""
-        if self._recording is not None:
+        """Waits until all is on disk; `OSError` where it cannot be written."""
+        if self._recording is None:
+            return
+        try:
             self._recording.flush()
-            self._recording.disconnect()
+        except RuntimeError as error:
+            raise OSError(f"{self._path}: {error}") from error
+        self._recording.disconnect()
 
 
 def _entities(item: Item) -> list[str]:

@@ -17,7 +17,7 @@ from fsmde_jax.point_cloud import PointCloud
 COLOUR_MAP = "turbo_r"  # near is red, far is blue
 MIN_DEPTH_M = 1.0
 HEADROOM_M = 2.0  # what is higher over the cameras hides a street from above
-FILM_WIDTH_PX = 480  # about, of a view in a film
+FILM_WIDTH_PX = 1920
 
 
 def depth_colours(
@@ -216,9 +216,13 @@ def draw_birds_eye(
 def stack_views(
     image: UInt8[np.ndarray, "n h w 3"], depth_m: Float[np.ndarray, "n h w"], max_depth_m: float
 ) -> UInt8[np.ndarray, "h2 w2 3"]:
-    """A film's frame: a camera's image beside its depth; a ring's images above their depths."""
+    """A film's frame: a camera's image beside its depth; a ring's images above their depths.
+
+    Views are enlarged by a whole number, to `FILM_WIDTH_PX` if they can.
+    """
     depth = np.rint(depth_colours(depth_m, max_depth_m) * 255).astype(np.uint8)
-    scale = max(1, round(FILM_WIDTH_PX / image.shape[2]))
+    columns = max(2, len(image))
+    scale = max(1, FILM_WIDTH_PX // (columns * image.shape[2]))
     views = [np.concatenate([_enlarged(one, scale) for one in rows], axis=1)
              for rows in (image, depth)]  # fmt: skip
     return np.concatenate(views, axis=1 if len(image) == 1 else 0)

@@ -211,7 +211,11 @@ def test_a_film_in_and_out(workdir, film, tmp_path):
     assert predict.predict(workdir, out, film, saves=("video", "depth")) == []
     assert len(list((out / "depth").iterdir())) == 20
     video = photos.Video(out / "video.mp4")
-    assert (video.count, video.fps, video.size) == (20, 10, (2 * 512, 256))
+    assert (video.count, video.fps, video.size) == (20, 10, (1920, 480))
+    video.close()
+    assert predict.predict(workdir, tmp_path / "ring", max_samples=2, saves=("video",)) == []
+    video = photos.Video(tmp_path / "ring" / "video.mp4")
+    assert (video.count, video.size) == (2, (1920, 320))
     video.close()
     few = tmp_path / "few"
     assert predict.predict(workdir, few, film, max_samples=3, saves=("depth",)) == []

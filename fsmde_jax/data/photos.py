@@ -140,13 +140,14 @@ def _decode_all(path: Path) -> tuple[list[int], list[int], str]:
 
 
 class VideoWriter:
-    """Writes RGB frames of one size, height and width even, as H.264."""
+    """Writes RGB frames of one size as H.264, which needs even sides: an odd last row goes."""
 
     def __init__(self, path: Path, fps: float):
         self._path, self._fps, self._frames = path, fps, None
 
     def add(self, frame: UInt8[np.ndarray, "h w 3"]) -> None:
         """One more frame."""
+        frame = frame[: frame.shape[0] // 2 * 2, : frame.shape[1] // 2 * 2]
         if self._frames is None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._frames = ffmpeg().write_frames(
