@@ -1,217 +1,291 @@
-"""Measurements: `python -m fsmde_jax.benchmark --what=loading|forward|step`.
+"""How fast a config is here: `python -m fsmde_jax.benchmark --config=configs/ddad.py`.
 
-loading: memory and time of loading published foundation models (`--models=NAME,NAME`) from
-safetensors files of random values. forward: time of their forward pass beside transformers' torch
-model (needs `pip install -e ".[torch]"`). step: time of a training step of `--config` supervised
-only, with a cached and with an online teacher, on random images (and with
-`--config.teacher.weights=random` a random teacher). What is compared runs in turns.
-Prints Markdown; `--out` also writes it, with the command.
+Measures, on random images and weights (nothing is downloaded), and prints as Markdown:
+
+- what the device can do at most: matrix products, memory;
+- inference on one rig, and on as many as `--batches` says: the config's student, others by
+  `--students=resnet18,tiny`, its teacher; beside them the students in onnxruntime and, eager and
+  compiled, in torch, if they are installed (`pip install -e ".[export,torch]" onnxruntime`);
+- a training step: supervised only, with a cached and with an online teacher; in torch;
+- how fast the prepared data of the config is read, decoded and batched, if it is there.
+
+What is compared runs in turns. FLOPs and bytes are the compiler's count. `--out=FILE.md` writes the
+report, and FILE.json for programs. `--what=inference,training,input` chooses; `loading` and
+`forward` measure published teachers (`--models=NAME,NAME`): memory of loading them, and their
+forward pass beside transformers' torch model.
 """
 
-import multiprocessing
-import os
+import json
 import pathlib
-import platform
 import shlex
-import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 from flax import nnx
 from ml_collections import ConfigDict, config_flags
 
-from fsmde_jax import dry_run, sharding, tasks, train
-from fsmde_jax.config import default_config
+from fsmde_jax import (
+    benchmark_teachers,
+    dry_run,
+    export,
+    process,
+    sharding,
+    tasks,
+    teacher_targets,
+    timing,
+    train,
+)
+from fsmde_jax.data import pipeline, prepared
+from fsmde_jax.errors import UserError
 from fsmde_jax.losses.objective import DISTILLATION
-from fsmde_jax.models import hub_config, weights
-from fsmde_jax.models.dpt import DPT, DPTConfig
+from fsmde_jax.models.resnet import ResNet
 from fsmde_jax.state import Model, init_state, place_model
 
-MIB = 2.0**20
+Rows = list[dict[str, Any]]
+GIGA, MIB = 1e9, 2.0**20
+SECTIONS = ("inference", "training", "input", "loading", "forward")
 
 
-def main(_) -> None:
-    """Runs one measurement and prints its report."""
-    if flags.FLAGS.what == "step":
-        rows = step(CONFIG.value)
-    else:
-        measure = {"loading": loading, "forward": forward}[flags.FLAGS.what]
-        rows = [measure(name) for name in flags.FLAGS.models]
-    lines = [f"# {flags.FLAGS.what}", "", f"`{_command()}`", "", machine(), ""]
-    lines += ["| " + " | ".join(rows[0]) + " |", "| --- " * len(rows[0]) + "|"]
-    lines += ["| " + " | ".join(row.values()) + " |" for row in rows]
-    print("\n".join(lines))
-    if flags.FLAGS.out:
-        pathlib.Path(flags.FLAGS.out).write_text("\n".join(lines) + "\n")
+class Contestant(NamedTuple):
+    """One way to compute the same thing."""
+
+    run: Callable[[], Any]  # waits for its result
+    images: int
+    parameters: int | None = None
+    flops: float | None = None
+    bytes: float | None = None  # moved, by the compiler
+    memory: float | None = None  # bytes of arguments and temporaries, by the compiler
+    error: float | None = None  # largest relative difference to ours
 
 
-def _command() -> str:
-    return shlex.join(["python", "-m", "fsmde_jax.benchmark", *sys.argv[1:]])
+# ---------------------------------------------------------------- inference
 
 
-def machine() -> str:
-    """The device, cores and versions, for a report."""
-    return (
-        f"{jax.devices()[0].device_kind} x {jax.device_count()}, {os.cpu_count()} cores "
-        f"({platform.machine()}), jax {jax.__version__}."
-    )
-
-
-def _abstract(config: DPTConfig, dtype: Any = jnp.float32) -> DPT:
-    return nnx.eval_shape(lambda: DPT(config, rngs=nnx.Rngs(0), dtype=dtype))
-
-
-def _write_random(folder: pathlib.Path, config: DPTConfig) -> None:
-    """A float32 checkpoint of random values, as large as the published one."""
-    rng = np.random.default_rng(0)
-    draw = lambda leaf: 0.02 * rng.standard_normal(leaf.shape, np.float32)  # noqa: E731
-    state = jax.tree.map(draw, nnx.state(_abstract(config), nnx.Param))
-    preprocessing = hub_config.default_preprocessing(config)
-    weights.save_dpt(folder, config, preprocessing, state)
-
-
-def loading(name: str) -> dict[str, str]:
-    """Peak memory and time of loading a checkpoint of this architecture onto the mesh."""
-    config = hub_config.PUBLISHED[name]
-    with tempfile.TemporaryDirectory() as folder:
-        path = pathlib.Path(folder)
-        _write_random(path, config)
-        size = (path / "model.safetensors").stat().st_size
-        # A process of its own: its high-water mark is this load's.
-        context = multiprocessing.get_context("spawn")
-        with context.Pool(1) as pool:
-            before, peak, seconds = pool.apply(_load, (name, folder))
-    grown = peak - before
-    return {
-        "model": name,
-        "file (MiB)": f"{size / MIB:.0f}",
-        "memory before (MiB)": f"{before / MIB:.0f}",
-        "growth to the peak (MiB)": f"{grown / MIB:.0f}",
-        "growth / file": f"{grown / size:.2f}",
-        "seconds": f"{seconds:.1f}",
-    }
-
-
-def _load(name: str, folder: str) -> tuple[int, int, float]:
-    """Resident bytes before loading, at the peak, and seconds."""
-    config = hub_config.PUBLISHED[name]
-    state = nnx.state(_abstract(config), nnx.Param)
-    mesh = sharding.make_mesh(default_config().mesh)
-    shardings = sharding.fsdp_sharding(state, mesh)
-    jax.block_until_ready(jax.device_put(np.zeros(1)))
-    before = _memory_bytes("VmRSS")
-    start = time.perf_counter()
-    jax.block_until_ready(weights.load_dpt(folder, config, state, shardings))
-    seconds = time.perf_counter() - start
-    # Not getrusage: its maximum is inherited from the process that started this one.
-    return before, _memory_bytes("VmHWM"), seconds
-
-
-def _memory_bytes(field: str) -> int:
-    status = pathlib.Path("/proc/self/status").read_text()
-    return int(status.split(f"{field}:")[1].split()[0]) * 1024
-
-
-def forward(name: str) -> dict[str, str]:
-    """Median seconds of a forward pass of random weights, jax and torch in turns."""
-    import torch
-    import transformers
-
-    config, size = hub_config.PUBLISHED[name], flags.FLAGS.image_size
-    height, width = map(int, size.split("x"))
-    image = np.random.default_rng(0).standard_normal((1, height, width, 3), np.float32)
-    with tempfile.TemporaryDirectory() as folder:
-        _write_random(pathlib.Path(folder), config)
-        reference = transformers.AutoModelForDepthEstimation.from_pretrained(folder).eval()
-        runs = {}
-        for dtype in (jnp.float32, jnp.bfloat16):
-            model = _abstract(config, dtype)
-            state = nnx.state(model, nnx.Param)
-            mesh = sharding.make_mesh(default_config().mesh)
-            state = weights.load_dpt(folder, config, state, sharding.fsdp_sharding(state, mesh))
-            runs[f"jax {jnp.dtype(dtype).name}"] = _compiled(model, state, image)
-    pixels = torch.from_numpy(image.transpose(0, 3, 1, 2).copy())
-
-    @torch.no_grad()
-    def run_torch():
-        return reference(pixels).predicted_depth.numpy()
-
-    runs["torch float32"] = run_torch
-    outputs = {key: run() for key, run in runs.items()}  # compiles; and shows they agree
-    error = np.abs(outputs["jax float32"] - outputs["torch float32"]).max()
-    error /= np.abs(outputs["torch float32"]).max()
-    median = _medians(runs)
-    return {
-        "model": name,
-        "image": size,
-        **{f"{key} (s)": f"{value:.2f}" for key, value in median.items()},
-        "jax / torch": f"{median['jax float32'] / median['torch float32']:.2f}",
-        "bfloat16 / float32": f"{median['jax bfloat16'] / median['jax float32']:.2f}",
-        "relative error": f"{error:.1e}",
-        "repeats": str(flags.FLAGS.repeats),
-    }
-
-
-def _medians(runs: dict[str, Callable[[], Any]]) -> dict[str, float]:
-    """Median seconds of each, run in turns."""
-    times: dict[str, list[float]] = {key: [] for key in runs}
-    for _ in range(flags.FLAGS.repeats):
-        for key, run in runs.items():
-            start = time.perf_counter()
-            run()
-            times[key].append(time.perf_counter() - start)
-    return {key: statistics.median(values) for key, values in times.items()}
-
-
-def step(config: ConfigDict) -> list[dict[str, str]]:
-    """Seconds of a student's training step by where its teacher comes from."""
-    runs = {
-        "supervised only": _step_run(config, **dict.fromkeys(DISTILLATION, 0.0)),
-        "cached teacher": _step_run(config, source="cached"),
-        "online teacher": _step_run(config),
-    }
-    for run in runs.values():
-        run()  # compiles
-    median = _medians(runs)
+def inference(
+    config: ConfigDict,
+    students: list[str],
+    batches: list[int],
+    repeats: int,
+    ceilings: timing.Ceilings,
+) -> Rows:
+    """Students and teacher on `batches` rigs at once."""
+    found = {}
+    for batch in batches:
+        for size in students:
+            found |= _students(_with_student(config, size), size, batch)
+        found[f"teacher {teacher_name(config)}, jax", batch] = _teacher(config, batch)
+    times = timing.in_turns({key: one.run for key, one in found.items()}, repeats)
+    teacher_s = {key[1]: times[key].median_s for key in found if key[0].startswith("teacher")}
     return [
         {
-            "step": key,
-            "seconds": f"{value:.4f}",
-            "times supervised": f"{value / median['supervised only']:.2f}",
-            "repeats": str(flags.FLAGS.repeats),
+            "what": name,
+            "rigs": batch,
+            "parameters (M)": one.parameters and one.parameters / 1e6,
+            **_speed(one, times[name, batch], ceilings),
+            "teacher / this": teacher_s[batch] / times[name, batch].median_s,
+            "relative error": one.error,
         }
-        for key, value in median.items()
+        for (name, batch), one in found.items()
     ]
 
 
-def _step_run(config: ConfigDict, source: str = "online", **objective: float) -> Callable[[], Any]:
-    """A call that makes one more step, on a batch of random values."""
+def teacher_name(config: ConfigDict) -> str:
+    """What `teacher.weights` or, for random ones, `teacher.size` names."""
+    return config.teacher.size or config.teacher.weights
+
+
+def _with_student(config: ConfigDict, size: str) -> ConfigDict:
+    config = config.copy_and_resolve_references()
+    config.student.size = size
+    return config
+
+
+def _students(config: ConfigDict, size: str, batch: int) -> dict[tuple[str, int], Contestant]:
+    """A student in jax, and in the other runtimes there are."""
+    student = tasks.build_student(config, nnx.Rngs(config.seed))
+    student.eval()
+    count = tasks.count_parameters(nnx.state(student, nnx.Param))
+    image, intrinsics = _rigs(config, batch)
+    function = export.inference(student)
+    ours = _jax_contestant(lambda *inputs: function(*inputs)[0], (image, intrinsics), count)
+    depth_m = np.asarray(ours.run())
+    others = {f"{size}, onnxruntime": _onnx_run(function, image, intrinsics)}
+    if isinstance(student.encoder, ResNet) and config.bins.centers_of == "image":
+        others |= {f"{size}, {k}": v for k, v in _torch_runs(student, image, intrinsics).items()}
+    found = {(f"{size}, jax", batch): ours}
+    for name, run in others.items():
+        if run is not None:
+            error = float(np.abs(run() - depth_m).max() / depth_m.max())
+            found[name, batch] = ours._replace(run=run, memory=None, bytes=None, error=error)
+    return found
+
+
+def _rigs(config: ConfigDict, batch: int) -> tuple[np.ndarray, np.ndarray]:
+    """Random images of rigs at the student's size, and plausible intrinsics."""
+    n, height, width = dry_run.image_shape(config)
+    image = np.random.default_rng(0).integers(0, 256, (batch, n, height, width, 3)).astype(np.uint8)
+    focal = config.student.canonical_focal_px
+    intrinsics = np.array([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1]], np.float32)
+    return image, np.tile(intrinsics, (batch, n, 1, 1))
+
+
+def _jax_contestant(function: Callable, inputs: tuple, parameters: int) -> Contestant:
+    """Compiled for these inputs, with the compiler's counts."""
+    lowered = jax.jit(function).lower(*inputs)
+    compiled = lowered.compile()
+    on_device = jax.device_put(inputs)
+    memory = compiled.memory_analysis()
+    return Contestant(
+        run=lambda: compiled(*on_device).block_until_ready(),
+        images=inputs[0].shape[0] * inputs[0].shape[1],
+        parameters=parameters,
+        # Before compilation: afterwards products are calls of libraries, which are not counted.
+        flops=lowered.cost_analysis()["flops"],
+        bytes=compiled.cost_analysis()["bytes accessed"],
+        memory=memory.argument_size_in_bytes + memory.temp_size_in_bytes,
+    )
+
+
+def _onnx_run(function: Callable, *inputs: np.ndarray) -> Callable[[], np.ndarray] | None:
+    """In onnxruntime; None where it is not installed."""
+    try:
+        import onnxruntime
+
+        from fsmde_jax import onnx_graph
+    except ImportError:
+        return None
+    named = dict(zip(export.INPUTS, inputs, strict=True))
+    model = onnx_graph.convert(function, export.free_batch(named), export.OUTPUTS)
+    session = onnxruntime.InferenceSession(model.SerializeToString())
+    return lambda: session.run([export.OUTPUTS[0]], named)[0]
+
+
+def _torch_runs(student: nnx.Module, *inputs: np.ndarray) -> dict[str, Callable[[], np.ndarray]]:
+    """Eager and compiled; {} where torch is not installed."""
+    try:
+        import torch
+
+        from fsmde_jax.models.torch_student import TorchStudent
+    except ImportError:
+        return {}
+    model = TorchStudent(student).eval().to(memory_format=torch.channels_last)
+    image, intrinsics = map(torch.from_numpy, inputs)
+
+    def run(call: Callable) -> Callable[[], np.ndarray]:
+        def timed() -> np.ndarray:
+            with torch.inference_mode():
+                return call(image, intrinsics).numpy()
+
+        return timed
+
+    return {"torch eager": run(model), "torch.compile": run(torch.compile(model))}
+
+
+def _teacher(config: ConfigDict, batch: int) -> Contestant:
+    """The teacher as distillation reads it."""
+    model, mesh = Model(tasks.make_task(config), config.seed), sharding.make_mesh(config.mesh)
+    state = _random_teacher(model, mesh)
+    image, intrinsics = _rigs(config, batch)
+    if config.teacher.image == "prepared":
+        image = image.repeat(config.data.downscale, 2).repeat(config.data.downscale, 3)
+    cameras = jnp.ones(image.shape[:2], bool)
+    function = lambda *inputs: model.merge_teacher(state)(*inputs, cameras).logits  # noqa: E731
+    return _jax_contestant(function, (image, intrinsics), tasks.count_parameters(state))
+
+
+def _random_teacher(model: Model, mesh: jax.sharding.Mesh) -> Any:
+    """A teacher's state on the mesh; how fast it is does not depend on its weights."""
+    state = model.init_frozen()[1]
+    return jax.device_put(state, sharding.fsdp_sharding(state, mesh))
+
+
+# ---------------------------------------------------------------- training
+
+
+def training(config: ConfigDict, repeats: int, ceilings: timing.Ceilings) -> Rows:
+    """A student's training step by where its teacher comes from, and supervised in torch."""
+    runs = {
+        "supervised, jax": _step(config, **dict.fromkeys(DISTILLATION, 0.0)),
+        "cached teacher, jax": _step(config, source="cached"),
+        "online teacher, jax": _step(config),
+        **_torch_steps(config),
+    }
+    times = timing.in_turns({name: one.run for name, one in runs.items()}, repeats)
+    supervised_s = times["supervised, jax"].median_s
+    return [
+        {
+            "step": name,
+            **_speed(one, times[name], ceilings),
+            "times supervised": times[name].median_s / supervised_s,
+        }
+        for name, one in runs.items()
+    ]
+
+
+def _step(config: ConfigDict, source: str = "online", **objective: float) -> Contestant:
+    """One more step at each call, on a batch of random values."""
     config = config.copy_and_resolve_references()
     config.objective.update(objective)
     config.teacher.source = source
     mesh, task = sharding.make_mesh(config.mesh), tasks.make_task(config)
     model = Model(task, config.seed)
-    shapes = dry_run.batch_shapes(config, task, model)
-    batch = jax.device_put(_random_batch(shapes), sharding.batch_sharding(mesh))
-    frozen, teacher_state, _ = place_model(config, model, mesh)
-    teacher_state = {} if source == "cached" else teacher_state
+    values = _random_batch(dry_run.batch_shapes(config, task, model))
+    batch = jax.device_put(values, sharding.batch_sharding(mesh))
+    teacher_state = {} if source == "cached" else _random_teacher(model, mesh)
     train_step = train.make_train_step(config, task, model, mesh)
-    state = init_state(*model.init(), train.make_optimizer(config), ema=False)
+    state = init_state(*model.init(), train.make_optimizer(config), config.optimizer.ema_decay > 0)
     state = jax.device_put(state, sharding.replicated(mesh))
+    lowered = train_step.lower(state, model.frozen, teacher_state, batch)
+    compiled = lowered.compile()
+    memory = compiled.memory_analysis()
 
     def run() -> None:
         nonlocal state
-        state, scalars = train_step(state, frozen, teacher_state, batch)
+        state, scalars = compiled(state, model.frozen, teacher_state, batch)
         jax.block_until_ready(scalars)
 
-    return run
+    return Contestant(
+        run=run,
+        images=batch["image"].shape[0] * batch["image"].shape[1],
+        flops=lowered.cost_analysis()["flops"],
+        bytes=compiled.cost_analysis()["bytes accessed"],
+        memory=memory.argument_size_in_bytes + memory.temp_size_in_bytes,
+    )
+
+
+def _torch_steps(config: ConfigDict) -> dict[str, Contestant]:
+    """The supervised step in torch, eager and compiled; {} where it is not installed."""
+    try:
+        import torch
+
+        from fsmde_jax.models import torch_student
+    except ImportError:
+        return {}
+    student = tasks.build_student(config, nnx.Rngs(config.seed))
+    if not isinstance(student.encoder, ResNet) or config.bins.centers_of != "image":
+        return {}
+    task = tasks.make_task(config)
+    values = _random_batch(dry_run.batch_shapes(config, task, Model(task, config.seed)))
+    batch = {name: torch.from_numpy(value) for name, value in values.items()}
+    images = batch["image"].shape[0] * batch["image"].shape[1]
+    found = {}
+    for name, wrap in (("torch eager", lambda module: module), ("torch.compile", torch.compile)):
+        model = torch_student.TorchStudent(student).to(memory_format=torch.channels_last)
+        step = torch_student.make_train_step(
+            wrap(model.train()),
+            config.optimizer.learning_rate,
+            config.optimizer.clip_norm,
+            config.objective.silog_variance_focus,
+        )
+        found[f"supervised, {name}"] = Contestant(lambda step=step: step(batch), images)
+    return found
 
 
 def _random_batch(shapes: dict[str, jax.ShapeDtypeStruct]) -> dict[str, np.ndarray]:
@@ -226,20 +300,132 @@ def _random_batch(shapes: dict[str, jax.ShapeDtypeStruct]) -> dict[str, np.ndarr
     return batch
 
 
-def _compiled(model: DPT, state: nnx.State, image: np.ndarray) -> Callable[[], np.ndarray]:
-    """A call without arguments that runs the model and waits."""
-    graph, image_on_device = nnx.graphdef(model), jnp.asarray(image)
-    call = jax.jit(lambda state, x: nnx.merge(graph, state)(x).prediction)
-    return lambda: np.asarray(call(state, image_on_device))
+# ---------------------------------------------------------------- input
+
+
+def input_rate(config: ConfigDict, samples: int = 200) -> Rows:
+    """Training batches from disk to device, with nothing else running.
+
+    Empty where the config's data is not prepared.
+    """
+    data = config.data
+    folder = prepared.version_dir(pathlib.Path(data.data_dir), data.dataset, data.config_name)
+    if not folder.is_dir():
+        print(f"{folder} is not there, so the rate of reading it is left out: prepare it first")
+        return []
+    mesh, stored = sharding.make_mesh(config.mesh), None
+    if config.teacher.source == "cached":
+        model = Model(tasks.make_task(config), config.seed)
+        stored = teacher_targets.open_cache(config, model, place_model(config, model, mesh)[2])
+    batches = pipeline.train_batches(
+        data,
+        config.seed,
+        sharding.batch_sharding(mesh),
+        with_prepared=config.teacher.image == "prepared" and stored is None,
+        stored=stored,
+    )
+    for _ in range(24 // data.batch_size + 2):  # what was read ahead
+        next(batches)
+    start, count = time.perf_counter(), -(-samples // data.batch_size)
+    for _ in range(count):
+        batch = next(batches)
+    rate = count * data.batch_size / (time.perf_counter() - start)
+    return [
+        {
+            "data": str(folder),
+            "teacher": config.teacher.source,
+            "samples / s": rate,
+            "images / s": rate * batch["image"].shape[1],
+            "threads": data.num_threads,
+            "samples": count * data.batch_size,
+        }
+    ]
+
+
+# ---------------------------------------------------------------- the report
+
+
+def _speed(one: Contestant, found: timing.Timing, ceilings: timing.Ceilings) -> dict[str, Any]:
+    """Columns of all tables: time, rate, FLOPs, and how much of what the device can do that is."""
+
+    def share(amount: float | None, ceiling: float) -> str | None:
+        return amount and f"{100 * amount / found.median_s / ceiling:.0f} %"
+
+    return {
+        "ms": 1e3 * found.median_s,
+        "spread": f"{100 * found.spread:.0f} %",
+        "images / s": one.images / found.median_s,
+        "GFLOP": one.flops and one.flops / GIGA,
+        "of peak FLOP/s": share(one.flops, ceilings.flops_per_s),
+        "of peak bytes/s": share(one.bytes, ceilings.bytes_per_s),
+        "memory (MiB)": one.memory and one.memory / MIB,
+    }
+
+
+def measure(config: ConfigDict | None, what: list[str]) -> dict[str, Rows]:
+    """The tables of the sections in `what`, as the flags say."""
+    repeats, found = flags.FLAGS.repeats, {}
+    if {"inference", "training", "input"} & set(what):
+        if config is None:
+            raise UserError("name what to measure: --config=configs/demo.py, for example")
+        config = dry_run.with_random_teacher(config)
+    if {"inference", "training"} & set(what):
+        ceilings = timing.ceilings(config.train.dtype, repeats)
+        found["ceilings"] = [
+            {
+                "dtype": config.train.dtype,
+                "GFLOP/s, matrix product": ceilings.flops_per_s / GIGA,
+                "GB/s, addition": ceilings.bytes_per_s / GIGA,
+            }
+        ]
+    if "inference" in what:
+        students = flags.FLAGS.students or [config.student.size]
+        batches = [int(batch) for batch in flags.FLAGS.batches]
+        found["inference"] = inference(config, students, batches, repeats, ceilings)
+    if "training" in what:
+        found["training"] = training(config, repeats, ceilings)
+    if "input" in what and (rows := input_rate(CONFIG.value)):
+        found["input"] = rows
+    models, size = flags.FLAGS.models, flags.FLAGS.image_size
+    if "loading" in what:
+        found["loading"] = [benchmark_teachers.loading(name) for name in models]
+    if "forward" in what:
+        height, width = map(int, size.split("x"))
+        found["forward"] = [
+            benchmark_teachers.forward(name, (height, width), repeats) for name in models
+        ]
+    return found
+
+
+def main(_) -> None:
+    """Measures and prints the report."""
+    process.set_up()
+    if unknown := set(flags.FLAGS.what) - set(SECTIONS):
+        sys.exit(f"error: --what={','.join(unknown)}: use some of {', '.join(SECTIONS)}")
+    try:
+        found = measure(CONFIG.value, flags.FLAGS.what)
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    command = shlex.join(["python", "-m", "fsmde_jax.benchmark", *sys.argv[1:]])
+    about = f"{timing.machine()} Medians of {flags.FLAGS.repeats} turns."
+    lines = ["# Speed", "", f"`{command}`", "", about]
+    for section, rows in found.items():
+        lines += ["", f"## {section.capitalize()}", "", *timing.markdown(rows)]
+    print("\n".join(lines))
+    if flags.FLAGS.out:
+        path = pathlib.Path(flags.FLAGS.out)
+        path.write_text("\n".join(lines) + "\n")
+        values = {"command": command, "machine": about, **found}
+        path.with_suffix(".json").write_text(json.dumps(values, indent=1) + "\n")
 
 
 if __name__ == "__main__":
-    flags.DEFINE_enum(
-        "what", None, ["loading", "forward", "step"], "What is measured.", required=True
-    )
-    flags.DEFINE_list("models", ["Intel/dpt-large"], "Published hub ids; no weights are fetched.")
+    CONFIG = config_flags.DEFINE_config_file("config", None, "Run configuration.")
+    flags.DEFINE_list("what", ["inference", "training", "input"], ", ".join(SECTIONS))
+    flags.DEFINE_list("students", [], "Sizes of students; the config's by default.")
+    flags.DEFINE_list("batches", ["1"], "Rigs at once in inference.")
+    flags.DEFINE_integer("repeats", 7, "Turns, after one that compiles.")
+    flags.DEFINE_string("out", "", "A .md file to write the report to as well.")
+    flags.DEFINE_list("models", ["Intel/dpt-large"], "Hub ids, for loading and forward.")
     flags.DEFINE_string("image_size", "518x686", "Height x width of forward's image.")
-    flags.DEFINE_integer("repeats", 5, "Of forward, after one that compiles.")
-    CONFIG = config_flags.DEFINE_config_file("config", None, "Run configuration of step.")
-    flags.DEFINE_string("out", "", "A file to write the report to as well.")
     app.run(main)

@@ -27,9 +27,7 @@ GIB = 2.0**30
 def report(config: ConfigDict) -> str:
     """Modules with parameter counts, the batch's shapes, the step's memory a device."""
     mesh = sharding.make_mesh(config.mesh)
-    if config.teacher.weights in hub_config.PUBLISHED:  # known without a network
-        config.teacher.size = config.teacher.size or config.teacher.weights
-        config.teacher.weights = "random"
+    config = with_random_teacher(config)
     task = tasks.make_task(config)
     model = Model(task, config.seed)
     batch = batch_shapes(config, task, model)
@@ -45,14 +43,29 @@ def report(config: ConfigDict) -> str:
     return _memory(config, task, model, mesh, batch)
 
 
-def batch_shapes(
-    config: ConfigDict, task: tasks.Task, model: Model
-) -> dict[str, jax.ShapeDtypeStruct]:
-    """The fields of `data/pipeline.py` for this config; the prepared size is in its name."""
+def with_random_teacher(config: ConfigDict) -> ConfigDict:
+    """The config with random weights in place of published ones: known without a network."""
+    config = config.copy_and_resolve_references()
+    if config.teacher.weights in hub_config.PUBLISHED:
+        config.teacher.size = config.teacher.size or config.teacher.weights
+        config.teacher.weights = "random"
+    return config
+
+
+def image_shape(config: ConfigDict) -> tuple[int, int, int]:
+    """Cameras, height and width of the student's input; the prepared size is in its name."""
     height, width = (int(x) // config.data.downscale for x in _prepared_size(config))
     # Only an own rig's cameras are not in the config; then its data must be there.
     cameras = config.data.cameras or pipeline.open_data(config.data, config.data.train_split)[1]
-    b, n, p = config.data.batch_size, len(cameras), config.data.points_per_image
+    return len(cameras), height, width
+
+
+def batch_shapes(
+    config: ConfigDict, task: tasks.Task, model: Model
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """The fields of `data/pipeline.py` for this config."""
+    n, height, width = image_shape(config)
+    b, p = config.data.batch_size, config.data.points_per_image
     fields = {
         "image": ((b, n, height, width, 3), jnp.uint8),
         "camera_mask": ((b, n), jnp.bool_),

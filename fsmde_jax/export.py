@@ -127,21 +127,21 @@ def _write_orbax(student: nnx.Module, _, path: pathlib.Path) -> None:
 def _write_stablehlo(student: nnx.Module, inputs, path: pathlib.Path) -> None:
     _need("flatbuffers", "stablehlo")
     exported = jax.export.export(jax.jit(inference(student)), platforms=("cpu", "cuda", "tpu"))
-    path.write_bytes(exported(*_free_batch(inputs).values()).serialize())
+    path.write_bytes(exported(*free_batch(inputs).values()).serialize())
 
 
 def _write_onnx(student: nnx.Module, inputs, path: pathlib.Path) -> None:
     _need("onnx", "onnx")
     from fsmde_jax import onnx_graph  # only here: onnx is an extra
 
-    model = onnx_graph.convert(inference(student), _free_batch(inputs), OUTPUTS)
+    model = onnx_graph.convert(inference(student), free_batch(inputs), OUTPUTS)
     path.write_bytes(model.SerializeToString())
 
 
 _WRITERS = {"orbax": _write_orbax, "stablehlo": _write_stablehlo, "onnx": _write_onnx}
 
 
-def _free_batch(inputs: dict[str, np.ndarray]) -> dict[str, jax.ShapeDtypeStruct]:
+def free_batch(inputs: dict[str, np.ndarray]) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes and types of the inputs, for any number of samples."""
     (batch,) = jax.export.symbolic_shape("batch")
     return {

@@ -13,7 +13,7 @@ import time
 import numpy as np
 import protocol_reference
 
-from fsmde_jax import benchmark, metrics, protocols, scoring, sharding
+from fsmde_jax import metrics, protocols, scoring, sharding, timing
 from fsmde_jax.config import default_config
 
 NATIVE, SIZE = (1216, 1936), (384, 640)
@@ -108,7 +108,7 @@ if __name__ == "__main__":
         "`python tests/evaluation_report.py > fsmde_jax/reports/evaluation.md`",
         "",
     ]
-    lines += [benchmark.machine(), "", __doc__.split("\n\n")[2].strip(), ""]
+    lines += [timing.machine(), "", __doc__.split("\n\n")[2].strip(), ""]
     lines += ["| " + " | ".join(rows[0]) + " |", "| --- " * len(rows[0]) + "|"]
     lines += ["| " + " | ".join(row.values()) + " |" for row in rows]
     print("\n".join(lines))

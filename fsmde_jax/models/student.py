@@ -67,12 +67,12 @@ class StudentConfig:
 
     @classmethod
     def mobilenetv2(cls) -> "StudentConfig":
-        """For speed."""
+        """The lightest encoder with ImageNet weights of the hub."""
         return cls("mobilenetv2", (96, 48, 32))
 
     @classmethod
     def efficientnet_lite0(cls) -> "StudentConfig":
-        """A better encoder for a little more time."""
+        """About as light; its ImageNet weights come from PyPI."""
         return cls("efficientnet_lite0", (96, 48, 32))
 
     @classmethod

@@ -1,0 +1,88 @@
+"""Measuring speed: what is compared runs in turns; what the device can do at most; tables."""
+
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from tqdm import tqdm
+
+
+class Timing(NamedTuple):
+    """Of several runs of one thing."""
+
+    median_s: float
+    spread: float  # distance of the quartiles over the median
+
+
+class Ceilings(NamedTuple):
+    """The most this device was seen to do."""
+
+    flops_per_s: float  # of a product of large matrices
+    bytes_per_s: float  # of an addition of large arrays, reads and writes
+
+
+def in_turns(runs: dict[Any, Callable[[], Any]], repeats: int) -> dict[Any, Timing]:
+    """Times each of `runs` (by any key), one after another, `repeats` times.
+
+    A run must wait for its result. The first of each, which may compile, is not counted.
+    """
+    seconds: dict[Any, list[float]] = {name: [] for name in runs}
+    for turn in tqdm(range(repeats + 1), desc="turns", unit="turn"):
+        for name, run in runs.items():
+            start = time.perf_counter()
+            run()
+            if turn:
+                seconds[name].append(time.perf_counter() - start)
+    return {name: _timing(values) for name, values in seconds.items()}
+
+
+def _timing(seconds: list[float]) -> Timing:
+    median = statistics.median(seconds)
+    quartiles = statistics.quantiles(seconds, n=4) if len(seconds) > 1 else [median] * 3
+    return Timing(median, (quartiles[2] - quartiles[0]) / median)
+
+
+def ceilings(dtype: DTypeLike, repeats: int) -> Ceilings:
+    """Measures the device's matrix product in `dtype`, and its memory in float32."""
+    size = 2048 if jax.devices()[0].platform == "cpu" else 8192
+    matrix, array = jnp.ones((size, size), dtype), jnp.ones(1 << 26, jnp.float32)
+    product, add = jax.jit(lambda a: a @ a), jax.jit(lambda a: a + 1)
+    times = in_turns(
+        {
+            "product": lambda: product(matrix).block_until_ready(),
+            "add": lambda: add(array).block_until_ready(),
+        },
+        repeats,
+    )
+    return Ceilings(
+        2 * size**3 / times["product"].median_s, 2 * array.nbytes / times["add"].median_s
+    )
+
+
+def machine() -> str:
+    """The device, cores and versions, for a report."""
+    return (
+        f"{jax.devices()[0].device_kind} x {jax.device_count()}, {os.cpu_count()} cores "
+        f"({platform.machine()}), jax {jax.__version__}."
+    )
+
+
+def markdown(rows: Iterable[dict[str, Any]]) -> list[str]:
+    """A table of rows with the same columns; None is a dash."""
+    rows = [{column: _text(value) for column, value in row.items()} for row in rows]
+    lines = ["| " + " | ".join(rows[0]) + " |", "| --- " * len(rows[0]) + "|"]
+    return lines + ["| " + " | ".join(row.values()) + " |" for row in rows]
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return "-"
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"
