@@ -35,6 +35,8 @@ def run_stages(config: ConfigDict, workdir: pathlib.Path) -> int | None:
         folder = workdir / "teacher_head"
         stage.data.data_dir, stage.mesh = config.data.data_dir, config.mesh
         stage.data.labelled_scenes = config.data.labelled_scenes
+        if stage.data.config_name == config.data.config_name:
+            stage.world = config.world  # the same data, so the same world
         for same in ("weights", "size", "image", "resize", "position_offset", "train_neck"):
             stage.teacher[same] = config.teacher[same]
         if interrupted := run(stage, folder):

@@ -157,3 +157,13 @@ def test_another_world_in_the_same_folder_is_refused(run):
     other.world.seed = 99
     with pytest.raises(WorldError, match="99"):
         stages.make_world(other)
+
+
+def test_the_heads_stage_trains_on_the_runs_own_world(tmp_path, monkeypatch):
+    config = DEMO["get_config"]()
+    config.world.train_scenes = 3
+    trained = []
+    monkeypatch.setattr(stages, "run", lambda stage, folder: trained.append(stage))
+    monkeypatch.setattr(stages, "make_world", lambda config: None)
+    assert stages.run_stages(config, tmp_path) is None
+    assert trained[0].world.train_scenes == 3
