@@ -1,0 +1,142 @@
+"""Does a student's confidence know where its depth is wrong?
+
+    python -m fsmde_jax.sparsification --checkpoint=runs/demo --out=DIR
+
+Leaves out the least confident of the validation split's LiDAR pixels, more and more of them, and
+measures AbsRel of the rest: a curve that falls says that it does. The oracle leaves out the pixels
+of the largest error. The area between the two, as a share of the error of all pixels, is AUSE (Ilg
+et al., arXiv 1802.07062): 0 is the oracle; confidence that says nothing has the oracle's distance
+to the level line. Writes `sparsification.md`, `.json` and `.png`.
+"""
+
+import json
+import pathlib
+import sys
+from typing import Any
+
+import jax
+import numpy as np
+from absl import app, flags
+from jaxtyping import Float
+from matplotlib.figure import Figure
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from fsmde_jax import config as config_lib
+from fsmde_jax import process, sharding, state, tasks
+from fsmde_jax.data import pipeline
+from fsmde_jax.errors import UserError
+from fsmde_jax.losses.depth import sample_at_lidar
+
+LEFT_OUT = np.linspace(0.0, 0.95, 20)  # shares of the pixels
+ROWS = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9)  # of the table
+
+
+def remaining_error(
+    error: Float[np.ndarray, "p"], keep_first: Float[np.ndarray, "p"]
+) -> Float[np.ndarray, "20"]:
+    """Mean error of what remains when shares `LEFT_OUT` of the pixels are left out.
+
+    Args:
+      keep_first: the larger, the longer a pixel stays.
+    """
+    order = np.argsort(-keep_first, kind="stable")
+    means = np.cumsum(error[order]) / np.arange(1, len(error) + 1)
+    kept = np.maximum(np.round((1 - LEFT_OUT) * len(error)).astype(int), 1)
+    return means[kept - 1]
+
+
+def curves(
+    error: Float[np.ndarray, "p"], confidence: Float[np.ndarray, "p"]
+) -> dict[str, Float[np.ndarray, "20"]]:
+    """Mean error left, by confidence, by the error itself, and by chance."""
+    return {
+        "confidence": remaining_error(error, confidence),
+        "oracle": remaining_error(error, -error),
+        "chance": np.full(len(LEFT_OUT), error.mean()),
+    }
+
+
+def ause(found: dict[str, Float[np.ndarray, "20"]], curve: str = "confidence") -> float:
+    """Area between a curve and the oracle, over the error of all pixels."""
+    gap = (found[curve] - found["oracle"]) / found["oracle"][0]
+    return float(np.trapezoid(gap, LEFT_OUT))
+
+
+def measure(
+    config: ConfigDict, workdir: pathlib.Path
+) -> tuple[Float[np.ndarray, "p"], Float[np.ndarray, "p"]]:
+    """(AbsRel, confidence) at all LiDAR pixels of the run's validation split, metric."""
+    student, mesh = state.load_student(config, workdir), sharding.make_mesh(config.mesh)
+
+    @jax.jit
+    def at_lidar(batch: dict[str, Any]) -> tuple[Any, Any]:
+        output, size = student(*tasks.student_inputs(batch)), batch["image"].shape[2:4]
+        depth_m, confidence = (
+            sample_at_lidar(values, batch["lidar_xy"], size)
+            for values in (output.depth_m, output.confidence)
+        )
+        return jax.numpy.abs(depth_m / batch["lidar_depth_m"] - 1), confidence
+
+    errors, confidences = [], []
+    batches = pipeline.eval_batches(
+        config.data, config.data.eval_split, sharding.batch_sharding(mesh)
+    )
+    for batch in tqdm(batches, unit="batch"):
+        error, confidence = map(np.asarray, at_lidar(batch))
+        truth_m = np.asarray(batch["lidar_depth_m"])
+        valid = (truth_m > config.data.min_depth_m) & (truth_m < config.data.max_depth_m)
+        errors.append(error[valid])
+        confidences.append(confidence[valid])
+    return np.concatenate(errors).astype(float), np.concatenate(confidences)
+
+
+def write(found: dict[str, np.ndarray], title: str, out: pathlib.Path) -> str:
+    """The report's files; returns the table."""
+    out.mkdir(parents=True, exist_ok=True)
+    lines = ["| left out | by confidence | by the true error (oracle) |", "| --- | --- | --- |"]
+    for share in ROWS:
+        at = [np.interp(share, LEFT_OUT, found[name]) for name in ("confidence", "oracle")]
+        lines.append(f"| {share:.0%} | {at[0]:.3f} | {at[1]:.3f} |")
+    area, chance = ause(found), ause(found, "chance")
+    text = (
+        f"# Sparsification\n\n{title} AbsRel of the remaining LiDAR pixels, metric.\n\n"
+        + "\n".join(lines)
+        + f"\n\nAUSE {area:.3f}; confidence that says nothing: {chance:.3f}.\n"
+    )
+    (out / "sparsification.md").write_text(text)
+    values = {name: curve.tolist() for name, curve in found.items()}
+    values |= {"left_out": LEFT_OUT.tolist(), "ause": area, "ause_chance": chance}
+    (out / "sparsification.json").write_text(json.dumps(values, indent=1) + "\n")
+    _draw(found, out / "sparsification.png")
+    return text
+
+
+def _draw(found: dict[str, np.ndarray], path: pathlib.Path) -> None:
+    figure = Figure(figsize=(5, 3.4), layout="constrained")
+    axis = figure.subplots()
+    for name, style in (("confidence", "-"), ("oracle", "--"), ("chance", ":")):
+        axis.plot(100 * LEFT_OUT, found[name], style, color="black", label=name)
+    axis.set(xlabel="pixels left out (%)", ylabel="AbsRel of the rest", ylim=(0, None))
+    axis.legend()
+    figure.savefig(path, dpi=110)
+
+
+def main(_) -> None:
+    """Measures and prints the table."""
+    process.set_up()
+    workdir, out = pathlib.Path(CHECKPOINT.value), pathlib.Path(OUT.value)
+    try:
+        config = config_lib.load_config(workdir)
+        error, confidence = measure(config, workdir)
+        title = f"`{config.name}`: {len(error)} pixels of {config.data.eval_split!r}."
+        print(write(curves(error, confidence), title, out))
+    except UserError as problem:
+        sys.exit(f"error: {problem}")
+
+
+if __name__ == "__main__":
+    CHECKPOINT = flags.DEFINE_string("checkpoint", None, "The run's folder.")
+    OUT = flags.DEFINE_string("out", None, "Folder of the report.")
+    flags.mark_flags_as_required(["checkpoint", "out"])
+    app.run(main)
