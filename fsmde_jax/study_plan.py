@@ -178,7 +178,9 @@ class Study:
         file = run.folder / "config.json"
         if not file.is_file():
             return
-        found = _flat(json.loads(file.read_text()))
+        # A key that came later had its default then.
+        defaults = json.loads(config_lib.default_config().to_json_best_effort())
+        found = _flat(defaults) | _flat(json.loads(file.read_text()))
         if what := differences(found, _flat(json.loads(config.to_json_best_effort())), "there"):
             raise ConfigError(
                 f"{run.folder} holds a run of another config: {what}. Use another --workdir, or "
