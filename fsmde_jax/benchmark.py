@@ -9,7 +9,8 @@ Measures, on random images and weights (nothing is downloaded), and prints as Ma
 - a training step: supervised only, with a cached and with an online teacher; in torch;
 - how fast the prepared data of the config is read, decoded and batched, if it is there.
 
-What is compared runs in turns. FLOPs and bytes are the compiler's count. `--out=FILE.md` writes the
+What is compared runs in turns. FLOPs and bytes are the compiler's count; bytes that a cache holds
+are counted, too, so small models can exceed the memory's rate. `--out=FILE.md` writes the
 report, and FILE.json for programs. `--what=inference,training,input` chooses; `loading` and
 `forward` measure published teachers (`--models=NAME,NAME`): memory of loading them, and their
 forward pass beside transformers' torch model.
