@@ -34,6 +34,9 @@ import shlex
 import subprocess
 import sys
 
+# The commands below run beside this process, on the same accelerator: none may take all memory.
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+
 REPOSITORY = ""
 SHORT = os.environ.get("FSMDE_SHORT") == "1"
 

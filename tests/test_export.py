@@ -125,7 +125,7 @@ def test_onnx_knows_every_kind_of_student(size, centers_of, centers_kind):
         "intrinsics": np.tile(np.eye(3, dtype=np.float32) * 35, (2, 3, 1, 1)),
     }
     function = export.inference(student)
-    model = onnx_graph.convert(function, export._free_batch(inputs), export.OUTPUTS)
+    model = onnx_graph.convert(function, export.free_batch(inputs), export.OUTPUTS)
     if size in ("mobilenetv2", "efficientnet_lite0"):
         groups = [
             attribute.i

@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -313,6 +314,16 @@ def test_a_run_of_another_config_is_refused(done):
     config.arms = config.arms | {"vrkd": SUPERVISED | {"objective.vrkd": 0.2}}
     with pytest.raises(ConfigError, match=r"objective\.vrkd is 0\.1 there, 0\.2 in the config"):
         Study(config, whole.workdir)
+
+
+def test_a_run_from_before_a_key_was_added_counts(done, tmp_path):
+    workdir = tmp_path / "study"
+    shutil.copytree(done.workdir, workdir)
+    for file in workdir.rglob("config.json"):
+        content = json.loads(file.read_text())
+        content["objective"].pop("ckd_temperature", None)
+        file.write_text(json.dumps(content).replace(str(done.workdir), str(workdir)))
+    Study(done.config, workdir)
 
 
 @pytest.mark.parametrize(
