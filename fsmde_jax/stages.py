@@ -31,7 +31,8 @@ def run_stages(config: ConfigDict, workdir: pathlib.Path) -> int | None:
     if needs_teacher or config.task == "teacher_head":
         tasks.foundation(config)  # a wrong name is refused before anything is rendered
     stage = config.teacher.head_stage
-    if needs_teacher and stage is not None and not config.teacher.head_weights:
+    needs_head = needs_teacher and config.teacher.binning == "head"
+    if needs_head and stage is not None and not config.teacher.head_weights:
         folder = workdir / "teacher_head"
         stage.data.data_dir, stage.mesh = config.data.data_dir, config.mesh
         stage.data.labelled_scenes = config.data.labelled_scenes

@@ -167,3 +167,6 @@ def test_the_heads_stage_trains_on_the_runs_own_world(tmp_path, monkeypatch):
     monkeypatch.setattr(stages, "make_world", lambda config: None)
     assert stages.run_stages(config, tmp_path) is None
     assert trained[0].world.train_scenes == 3
+    config.teacher.head_weights, config.teacher.binning = "", "soft"
+    assert stages.run_stages(config, tmp_path) is None
+    assert len(trained) == 1  # soft bins need no head
