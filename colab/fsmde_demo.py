@@ -126,7 +126,8 @@ for i, camera in enumerate(cameras):
 plt.show()
 
 # %% [markdown]
-# The loss on the way: `silog` is the error on LiDAR, the other terms come from the teacher.
+# The loss on the way: `silog` is the error on LiDAR, the other terms come from the teacher. Where
+# `silog` drops to .001, no street of that batch had LiDAR.
 
 # %%
 lines = [json.loads(line) for line in open(root / distilled / "metrics.jsonl")]
