@@ -12,6 +12,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, UInt8
 
+from fsmde_jax.errors import UserError
 from fsmde_jax.models import mobilenet, resnet
 from fsmde_jax.models.bins import BinningHead, Bins
 from fsmde_jax.models.resize import resize_bilinear
@@ -87,7 +88,7 @@ class StudentConfig:
             "efficientnet_lite0": cls.efficientnet_lite0,
         }
         if size not in sizes:
-            raise ValueError(f"config.student.size is {size!r}; use one of {sorted(sizes)}")
+            raise UserError(f"config.student.size is {size!r}; use one of {sorted(sizes)}")
         return sizes[size]()
 
 
