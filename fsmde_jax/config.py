@@ -178,6 +178,9 @@ def _objective() -> ConfigDict:
     objective.response = 0.0  # the teacher's depth, up to scale
     objective.feature = 0.0  # the teacher's features, through a trained 1x1 adapter
     objective.pairwise = 0.0  # similarity within a view
+    # Only for task "teacher_head": likelihood of the LiDAR under the bins, which makes their width
+    # say how sure the head is. SILog alone leaves that open.
+    objective.bin_likelihood = 0.0
     # Only for task "foundation": weight of the multi-scale gradient term.
     objective.foundation_gradient = 0.5
     return objective

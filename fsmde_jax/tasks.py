@@ -26,12 +26,14 @@ from fsmde_jax.losses.depth import affine_invariant_loss
 from fsmde_jax.losses.objective import (
     DISTILLATION,
     TeacherTargets,
+    likelihood_on_lidar,
     silog_on_lidar,
     student_objective,
     targets_of,
     true_targets,
 )
 from fsmde_jax.models import hub_config, weights
+from fsmde_jax.models.bins import Bins
 from fsmde_jax.models.dpt import DPT, DPTConfig
 from fsmde_jax.models.preprocess import Preprocessing
 from fsmde_jax.models.student import Student, StudentConfig
@@ -131,13 +133,19 @@ def _student(config: ConfigDict) -> Task:
 def _teacher_head(config: ConfigDict) -> Task:
     """The binning head of the teacher on LiDAR (and its neck), the foundation model frozen."""
 
+    objective = config.objective
+
     def learns(path, value) -> bool:
         in_neck = config.teacher.train_neck and path[1] in NECK
         return isinstance(value, nnx.Param) and (path[0] == "head" or in_neck)
 
     def loss(model, _, batch):
-        silog = silog_on_lidar(model(*teacher_inputs(batch)).depth_m, batch, config.objective)
-        return silog, {"silog": silog}
+        output = model(*teacher_inputs(batch))
+        terms = {"silog": silog_on_lidar(output.depth_m, batch, objective)}
+        if objective.bin_likelihood:
+            bins = Bins(output.logits, output.centers_m)
+            terms["bin_likelihood"] = likelihood_on_lidar(bins, batch)
+        return sum(objective[name] * value for name, value in terms.items()), terms
 
     return Task(
         build_model=lambda rngs: build_teacher(config, rngs),

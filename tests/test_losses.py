@@ -9,6 +9,7 @@ from fsmde_jax.losses import cross_interaction, depth, view_relational
 from fsmde_jax.losses.baselines import FeatureAdapter
 from fsmde_jax.losses.objective import (
     DISTILLATION,
+    likelihood_on_lidar,
     student_objective,
     targets_of,
     true_targets,
@@ -162,6 +163,42 @@ def test_full_variance_focus_is_blind_to_scale():
 def test_silog_without_points_is_finite():
     grad = jax.grad(lambda d: depth.silog(d, jnp.zeros(4), jnp.zeros(4, bool)))(jnp.ones(4))
     assert np.isfinite(grad).all()
+
+
+def test_likelihood_equals_its_definition_and_ignores_padding():
+    logits, centers = RNG.normal(size=(30, K)), np.sort(RNG.uniform(1, 80, (30, K)))
+    truth, valid = RNG.uniform(1, 80, 30), np.arange(30) < 20
+    share = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    density = np.exp(-np.abs(np.log(truth)[:, None] - np.log(centers)) / 0.2) / 0.4
+    expected = -np.log((share * density).sum(-1))[:20].mean()
+    given = map(jnp.asarray, (logits, centers, truth * valid, valid))
+    assert float(depth.bin_likelihood(*given, width=0.2)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_likelihood_is_best_where_the_bins_are_as_wide_as_their_errors():
+    log_centers = np.linspace(0.0, 4.0, 41)
+    log_truth = RNG.normal(2.0, 0.5, 4000)
+    centers = jnp.tile(jnp.exp(jnp.asarray(log_centers)), (4000, 1))
+
+    def nll(width):
+        logits = jnp.tile(-(((log_centers - 2.0) / width) ** 2) / 2, (4000, 1))
+        every = jnp.ones(4000, bool)
+        return float(depth.bin_likelihood(logits, centers, jnp.exp(log_truth), every, width=0.05))
+
+    assert nll(0.5) < min(nll(0.25), nll(1.0))
+
+
+def test_likelihood_at_lidar_is_that_of_the_pixels_they_lie_in(student):
+    batch = make_batch()
+    bins = student(batch["image"], batch["intrinsics"], batch["camera_mask"]).bins
+    rows, columns = RNG.integers(0, bins.logits.shape[2:4], (50, 2)).T
+    stride = H // bins.logits.shape[2]
+    xy = jnp.tile(jnp.stack([columns, rows], -1) * stride + stride / 2, (B, N, 1, 1))
+    value = likelihood_on_lidar(bins, batch | {"lidar_xy": xy.astype(jnp.float32)})
+    truth = batch["lidar_depth_m"]
+    centers = jnp.broadcast_to(bins.centers_m[:, :, None], (B, N, 50, K))
+    expected = depth.bin_likelihood(bins.logits[:, :, rows, columns], centers, truth, truth > 0)
+    assert float(value) == pytest.approx(float(expected), rel=1e-4)
 
 
 def test_affine_invariant_loss_ignores_scale_and_shift():

@@ -25,6 +25,7 @@ class TeacherOutput(NamedTuple):
     logits: Float[Array, "b n h w k"]
     features: Float[Array, "b n h w c"]
     depth_m: Float[Array, "b n h2 w2"]
+    centers_m: Float[Array, "b n k"] | None = None  # of a trained head
 
 
 class Teacher(nnx.Module):
@@ -93,7 +94,7 @@ class Teacher(nnx.Module):
         ratio = jnp.where(camera_mask, intrinsics[..., 0, 0] / self.canonical_focal_px, 1.0)
         image_features = jnp.mean(features.astype(jnp.float32), axis=(2, 3))
         bins = self.head(features, image_features, ratio, camera_mask, nnx.softmax(soft))
-        return TeacherOutput(bins.logits, features, bins.depth_m)
+        return TeacherOutput(bins.logits, features, bins.depth_m, bins.centers_m)
 
     def _foundation(self, image: UInt8[Array, "i h w 3"]) -> DPTOutput:
         """Runs the foundation model on images prepared as it was trained."""
