@@ -40,6 +40,7 @@ def get_config(variant: str = ""):
     config = demo["get_config"]()
     config.name = f"world_bench_{variant or 'v2'}"
     config.train.steps = 1000
+    # Bins that say how sure the head is: fsmde_jax/reports/distillation.md, section 6.
     config.teacher.head_stage.objective.bin_likelihood = 0.1
     for run in (config, config.teacher.head_stage):
         run.data.batch_size = 4
