@@ -161,7 +161,7 @@ def _teacher() -> ConfigDict:
 def _objective() -> ConfigDict:
     """Weights of the terms, and what shapes them."""
     objective = ConfigDict()
-    objective.silog = 1.0  # SILog of the student's depth on LiDAR
+    objective.silog = 1.0  # SILog on LiDAR of the student's depth, or of a head in training
     objective.silog_variance_focus = 0.85
     objective.supervision = "lidar"  # or "dense": the miniature world's truth, as an upper bound
     objective.ckd_divergence = 0.1  # KL(teacher || student) of bin probabilities
