@@ -484,13 +484,25 @@ def test_the_world_bench_is_frozen():
         assert (config.data.max_depth_m, config.data.points_per_image) == (200.0, 1024)
 
 
-@pytest.mark.parametrize("variant", ["", "smoke"])
-def test_the_demo_study_tunes_every_arm_alike(variant, monkeypatch, tmp_path):
+@pytest.mark.parametrize(("variant", "count"), [("tuning", 3), ("smoke", 2)])
+def test_the_demo_study_tunes_every_arm_alike(variant, count, monkeypatch, tmp_path):
     monkeypatch.chdir(ROOT)
     config = runpy.run_path("configs/study_demo.py")["get_config"](variant)
     plan = Study(config, tmp_path)
     head = tmp_path / "teacher" / "teacher_head"
     for arm in config.arms:
         trials = plan.trials(arm)
-        assert len({str(run.overrides) for run in trials}) == len(trials) == (2 if variant else 3)
+        assert len({str(run.overrides) for run in trials}) == len(trials) == count
         assert all(run.overrides["teacher.head_weights"] == str(head) for run in trials)
+
+
+def test_the_demo_study_trains_with_what_tuning_took(monkeypatch, tmp_path):
+    monkeypatch.chdir(ROOT)
+    get_config = runpy.run_path("configs/study_demo.py")["get_config"]
+    study, tuning = get_config(), get_config("tuning")
+    assert study.trials == {} and study.arms.keys() == tuning.arms.keys()
+    for arm, keys in study.arms.items():
+        assert keys in [tuning.arms[arm] | trial for trial in tuning.trials[arm]]
+    assert study.arms["response"]["objective.response"] == 0.9
+    assert study.arms["supervised"]["optimizer.learning_rate"] == 16e-3
+    assert Study(study, tmp_path).chosen("ckd") == {}
