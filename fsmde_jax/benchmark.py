@@ -28,7 +28,7 @@ import jax
 import jax.export
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags
+from absl import flags
 from flax import nnx
 from ml_collections import ConfigDict, config_flags
 
@@ -429,4 +429,4 @@ if __name__ == "__main__":
     flags.DEFINE_string("out", "", "A .md file to write the report to as well.")
     flags.DEFINE_list("models", ["Intel/dpt-large"], "Hub ids, for loading and forward.")
     flags.DEFINE_string("image_size", "518x686", "Height x width of forward's image.")
-    app.run(main)
+    process.start(main)

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 import jax
 import numpy as np
-from absl import app, flags
+from absl import flags
 from jax.sharding import Mesh
 from ml_collections import ConfigDict, config_flags
 from tqdm import tqdm
@@ -163,4 +163,4 @@ if __name__ == "__main__":
     WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder; default runs/<name>.")
     VERIFY = flags.DEFINE_integer("verify", 0, "Recompute so many random entries and compare.")
     flags.mark_flag_as_required("config")
-    app.run(main)
+    process.start(main)

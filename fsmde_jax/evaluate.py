@@ -416,4 +416,4 @@ def _run(values: flags.FlagValues) -> str:
 
 if __name__ == "__main__":
     _define_flags()
-    app.run(main)
+    process.start(main)

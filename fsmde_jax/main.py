@@ -7,7 +7,7 @@ on where it stopped.
 import pathlib
 import sys
 
-from absl import app, flags
+from absl import flags
 from ml_collections import config_flags
 
 from fsmde_jax import config as config_lib
@@ -43,4 +43,4 @@ def run(config: config_lib.ConfigDict) -> None:
 
 if __name__ == "__main__":
     flags.mark_flag_as_required("config")
-    app.run(main)
+    process.start(main)

@@ -1,10 +1,30 @@
-"""How every command sets up its process."""
+"""How every command begins."""
 
 import logging
 import os
+import sys
+import traceback
+from collections.abc import Callable
 
 import jax
+from absl import app
 from absl import logging as absl_logging
+
+
+def start(main: Callable[[list[str]], None]) -> None:
+    """`absl.app.run`, where a `--config.KEY=` that is not there is one line, not a traceback."""
+    app.run(main, flags_parser=_parse)
+
+
+def _parse(argv: list[str]) -> list[str]:
+    try:
+        return app.parse_flags_with_usage(argv)
+    except (AttributeError, KeyError) as error:
+        if any(frame.name == "get_config" for frame in traceback.extract_tb(error.__traceback__)):
+            raise  # a fault of the config file, whose place is worth knowing
+        what = error.args[0]
+        what = what.args[0] if isinstance(what, Exception) else what  # ml_collections wraps it
+        sys.exit("error: --config has no key " + " ".join(what.split()))
 
 
 def set_up() -> None:

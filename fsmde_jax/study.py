@@ -28,7 +28,7 @@ import sys
 import time
 from collections.abc import Sequence
 
-from absl import app, flags
+from absl import flags
 from ml_collections import config_flags
 
 from fsmde_jax import process, stages, study_report
@@ -180,4 +180,4 @@ if __name__ == "__main__":
     JOBS = flags.DEFINE_integer("jobs", 1, "How many processes at once.", lower_bound=1)
     REPORT_ONLY = flags.DEFINE_bool("report_only", False, "Only report what is there.")
     flags.mark_flags_as_required(["config", "workdir"])
-    app.run(main)
+    process.start(main)

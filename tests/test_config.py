@@ -118,10 +118,15 @@ def run_main(*arguments):
     )
 
 
-def test_a_misspelt_override_is_refused_on_the_command_line():
-    result = run_main("--config=configs/demo.py", "--config.optimizer.learning_rat=1")
-    assert result.returncode != 0
-    assert "learning_rat" in result.stderr
+@pytest.mark.parametrize(
+    ("key", "meant"),
+    [("optimizer.learning_rat", "learning_rate"), ("optimize.learning_rate", "optimizer")],
+)
+def test_a_misspelt_override_is_refused_on_the_command_line(key, meant):
+    result = run_main("--config=configs/demo.py", f"--config.{key}=1")
+    assert result.returncode == 1
+    assert result.stderr.startswith("error: --config has no key")
+    assert f'Did you mean "{meant}"' in result.stderr and "Traceback" not in result.stderr
 
 
 def test_missing_data_says_what_to_download_and_run(tmp_path):
