@@ -408,7 +408,9 @@ def main(_) -> None:
     except UserError as error:
         sys.exit(f"error: {error}")
     command = shlex.join(["python", "-m", "fsmde_jax.benchmark", *sys.argv[1:]])
-    about = f"{timing.machine()} Medians of {flags.FLAGS.repeats} turns."
+    about = timing.machine()
+    if set(found) - {"input"}:  # whose rate is of one stretch
+        about += f" Medians of {flags.FLAGS.repeats} turns."
     lines = ["# Speed", "", f"`{command}`", "", about]
     for section, rows in found.items():
         lines += ["", f"## {section.capitalize()}", "", *timing.markdown(rows)]
