@@ -97,7 +97,7 @@ def _test(config):
     config.world.seed = 12  # of 11, v1's, figures were seen while v2 was made
     config.world.train_scenes = 1  # of no use, but a recording has both splits
     config.world.val_scenes = 60
-    config.evaluation.pictures = 3
+    config.evaluation.pictures = 1
 
 
 def _smoke(config):

@@ -31,6 +31,11 @@ def _full():
     config.student.encoder_weights = "microsoft/resnet-18"
     config.train.dtype = "bfloat16"
     config.teacher.dtype = "bfloat16"
+    # CKD + VRKD. Small weights, since every image has LiDAR: on such pictures ten times larger ones
+    # did harm, which are best where most have none (fsmde_jax/reports/distillation.md, 6 and 7).
+    config.objective.ckd_divergence = 0.1
+    config.objective.ckd_crossing = 0.5
+    config.objective.vrkd = 0.1
     # First the binning head of the teacher, on the frozen foundation model.
     config.teacher.head_stage = _beside("teacher_ddad.py")["get_config"]()
     return config

@@ -43,7 +43,7 @@ def get_config(variant: str = ""):
     study.base = "configs/bench.py"
     study.test = "configs/bench.py:test"
     study.seeds = (0, 1, 2, 3, 4)
-    study.comparisons = (("ckd", "ckd_vrkd"), ("bin_kl", "ckd"))
+    study.comparisons = (("ckd", "ckd_vrkd"), ("bin_kl", "ckd"), ("response", "ckd_vrkd"))
     without = {f"objective.{term}": 0.0 for term in DISTILLATION}
     weights = {
         arm: {f"objective.{term}": weight for term, weight in own.items()}

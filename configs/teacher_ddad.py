@@ -17,6 +17,8 @@ def get_config():
     config.name = "teacher_ddad"
     config.task = "teacher_head"
     config.teacher.dtype = "bfloat16"
+    # Bins that say how sure the head is; CKD gains from it (fsmde_jax/reports/distillation.md, 6).
+    config.objective.bin_likelihood = 0.1
     config.train.steps = 5_000
     config.train.eval_every = 0
     return config

@@ -2,7 +2,7 @@
 
 An arm replaces the weights of all distillation terms of a config; supervision stays as it is.
 
-The weights are where `configs/study_demo.py` starts to tune them.
+`configs/study_demo.py` multiplies the weights by what its tuning took.
 """
 
 from ml_collections import ConfigDict

@@ -288,7 +288,7 @@ def _draw_samples(study: Study, runs: dict[str, Run]) -> list[str]:
         for i, index in enumerate(host["sample_index"].tolist()):
             if index < 0:
                 continue
-            names.append(source[index]["sample_id"].replace("/", "_") + ".png")
+            names.append(source[index]["sample_id"].replace("/", "_") + ".jpg")
             visualize.draw_ring(
                 {name: array[i] for name, array in host.items()},
                 {arm: of_arm[i] for arm, of_arm in depth_m.items()},
