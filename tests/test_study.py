@@ -283,7 +283,7 @@ def test_the_report_holds_figures_curves_pictures_and_commands(done):
     for commands in report["commands"].values():
         for command in commands:
             assert f"    {command}\n" in text + "\n"
-    pictures = sorted(path.name for path in folder.glob("*.jpg"))
+    pictures = sorted(path.name for path in folder.glob("*.[jp][pn]g"))
     assert len(pictures) == 2 and all(f"]({name})" in text for name in pictures)
 
 
