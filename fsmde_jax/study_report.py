@@ -138,8 +138,8 @@ def _tuning(study: Study) -> dict[str, list[dict[str, Any]]]:
 
 
 def _commands(study: Study, tested: dict[str, list[Run]]) -> dict[str, list[str]]:
-    """Of the teacher, and by run its training and its test."""
-    commands = {TEACHER: [study.teacher_command()]}
+    """Of the teacher, if there is one for all, and by run its training and its test."""
+    commands = {TEACHER: [study.teacher_command()]} if study.shares_teacher else {}
     for run in (run for runs in tested.values() for run in runs):
         commands[run.name] = [study.train_command(run), study.test_command(run)]
     return {name: [shlex.join(c) for c in found] for name, found in commands.items()}

@@ -225,7 +225,10 @@ def test_the_truth_as_the_teacher_needs_no_teachers_run(config, pretend, tmp_pat
     base.write_text(text.replace("    return config", teaches))
     config.base, config.trials = str(base), {}
     config.arms = {"supervised": SUPERVISED}
-    assert study.execute(Study(config, tmp_path / "workdir")) == []
+    plan = Study(config, tmp_path / "workdir")
+    assert study_report.write(plan) == ["supervised:seed0", "supervised:seed1"]
+    assert "cache_teacher" not in (tmp_path / "workdir" / "report" / "study.md").read_text()
+    assert study.execute(plan) == []
     assert {job for job, _ in jobs_of(pretend.commands)} == {"main", "evaluate"}
     assert not any("--config.teacher." in command for command in pretend.commands)
 
