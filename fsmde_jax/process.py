@@ -7,24 +7,28 @@ import traceback
 from collections.abc import Callable
 
 import jax
-from absl import app
+from absl import app, flags
 from absl import logging as absl_logging
 
 
 def start(main: Callable[[list[str]], None]) -> None:
-    """`absl.app.run`, where a `--config.KEY=` that is not there is one line, not a traceback."""
+    """`absl.app.run`; a config file or `--config.KEY=` that is not there is one line of error."""
     app.run(main, flags_parser=_parse)
 
 
 def _parse(argv: list[str]) -> list[str]:
     try:
-        return app.parse_flags_with_usage(argv)
+        rest = app.parse_flags_with_usage(argv)
+        hasattr(flags.FLAGS.config, "name")  # a file that could not be read is told when it is used
+    except OSError as error:
+        sys.exit(f"error: --config: {str(error).splitlines()[-1].strip()}")
     except (AttributeError, KeyError) as error:
         if any(frame.name == "get_config" for frame in traceback.extract_tb(error.__traceback__)):
             raise  # a fault of the config file, whose place is worth knowing
         what = error.args[0]
         what = what.args[0] if isinstance(what, Exception) else what  # ml_collections wraps it
-        sys.exit("error: --config has no key " + " ".join(what.split()))
+        sys.exit("error: --config has no key " + " ".join(str(what).split()))
+    return rest
 
 
 def set_up() -> None:

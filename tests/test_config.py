@@ -129,6 +129,12 @@ def test_a_misspelt_override_is_refused_on_the_command_line(key, meant):
     assert f'Did you mean "{meant}"' in result.stderr and "Traceback" not in result.stderr
 
 
+def test_a_config_file_that_is_not_there_is_named():
+    result = run_main("--config=configs/dem.py")
+    assert result.returncode == 1
+    assert "configs/dem.py" in result.stderr and len(result.stderr.splitlines()) == 1
+
+
 def test_missing_data_says_what_to_download_and_run(tmp_path):
     result = run_main(
         "--config=configs/ddad.py",
