@@ -10,7 +10,6 @@ from safetensors import safe_open
 from test_resnet import random_images, relative_error
 
 from fsmde_jax.models import mobilenet
-from fsmde_jax.models.conv_norm import depthwise_conv
 from fsmde_jax.models.student import ENCODERS, Student, StudentConfig
 from fsmde_jax.models.weights import encoder_table, load_encoder, load_state_dict_into
 
@@ -19,30 +18,6 @@ ENDS = {"mobilenetv2": (0, 2, 5, 12, 16), "efficientnet_lite0": (0, 2, 4, 10, 15
 
 def built(name: str):
     return nnx.jit(lambda: ENCODERS[name](rngs=nnx.Rngs(0)))()
-
-
-@pytest.mark.parametrize("kernel", [3, 5])
-@pytest.mark.parametrize("stride", [1, 2])
-def test_depthwise_convolution_and_its_gradients_are_xlas(kernel, stride):
-    x = jnp.asarray(np.tile(random_images(2, 8, 7), 2))
-    weight = jnp.asarray(random_images(kernel, kernel, 2)).reshape(kernel, kernel, 1, 6)
-    options = {
-        "dimension_numbers": ("NHWC", "HWIO", "NHWC"),
-        "feature_group_count": 6,
-    }
-
-    def results(conv):
-        def loss(x, weight):
-            out = conv(x, weight, (stride, stride), "SAME", **options)
-            return jnp.sum(jnp.sin(out)), out
-
-        return jax.jit(jax.grad(loss, (0, 1), has_aux=True))(x, weight)
-
-    jax.tree.map(
-        lambda ours, theirs: np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5),
-        results(depthwise_conv),
-        results(jax.lax.conv_general_dilated),
-    )
 
 
 def pair(name: str):

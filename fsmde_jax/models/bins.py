@@ -15,6 +15,8 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
+from fsmde_jax.models.convolution import convolve
+
 
 class Bins(NamedTuple):
     """What the head says of each pixel and each camera."""
@@ -93,7 +95,14 @@ class BinningHead(nnx.Module):
         # The features of a foundation model come in any size; softmax and GELU need a known one.
         self.pixel_norm = nnx.LayerNorm(pixel_channels, rngs=rngs, dtype=dtype)
         self.image_norm = nnx.LayerNorm(image_channels, rngs=rngs)
-        self.classifier = nnx.Conv(pixel_channels, num_bins, (1, 1), rngs=rngs, dtype=dtype)
+        self.classifier = nnx.Conv(
+            pixel_channels,
+            num_bins,
+            (1, 1),
+            conv_general_dilated=convolve,
+            rngs=rngs,
+            dtype=dtype,
+        )
         self.relative = nnx.data(None)
         if relative_bins:
             options = {"use_bias": False, "kernel_init": _believe, "rngs": rngs, "dtype": dtype}

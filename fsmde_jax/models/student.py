@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float, UInt8
 from fsmde_jax.errors import UserError
 from fsmde_jax.models import mobilenet, resnet
 from fsmde_jax.models.bins import BinningHead, Bins
+from fsmde_jax.models.convolution import convolve
 from fsmde_jax.models.resize import resize_bilinear
 
 # All give features at strides 2, 4, 8, 16 and 32, and know the images of their weights.
@@ -99,7 +100,13 @@ class DecoderBlock(nnx.Module):
         self, channels: int, skip_channels: int, out_channels: int, rngs: nnx.Rngs, dtype: DTypeLike
     ):
         self.conv = nnx.Conv(
-            channels + skip_channels, out_channels, (3, 3), use_bias=False, rngs=rngs, dtype=dtype
+            channels + skip_channels,
+            out_channels,
+            (3, 3),
+            use_bias=False,
+            conv_general_dilated=convolve,
+            rngs=rngs,
+            dtype=dtype,
         )
         self.norm = nnx.BatchNorm(out_channels, momentum=0.9, rngs=rngs)
 

@@ -1,0 +1,103 @@
+"""Convolutions as `nnx.Conv` computes them (`conv_general_dilated=`), with other ways on CPUs.
+
+XLA's CPU backend is slow at depthwise convolutions, at 1x1 convolutions' gradients and at the
+gradient of a 3x3 kernel over large maps. `fsmde_jax/reports/training_speed.md` has the figures.
+Accelerators and the export keep XLA's own; results differ by rounding alone.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from fsmde_jax.models import winograd
+
+
+def convolve(
+    x: Float[Array, "b h w c"],
+    kernel: Float[Array, "k k i d"],
+    strides: tuple[int, int],
+    padding: Any,
+    **options: Any,
+) -> Float[Array, "b h2 w2 d"]:
+    """`lax.conv_general_dilated` of maps [b h w c] and kernels [k k c/groups d].
+
+    Args:
+        x, kernel: maps and kernel.
+        strides: vertical and horizontal.
+        padding: pixels before and behind in both directions, "SAME" or "VALID".
+        options: what `nnx.Conv` passes besides; dilation is not supported.
+    """
+    if isinstance(padding, str):
+        padding = jax.lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], strides, padding)
+    ours = functools.partial(
+        jax.lax.conv_general_dilated, window_strides=strides, padding=padding, **options
+    )
+    if options.get("feature_group_count", 1) > 1:
+        on_cpu = functools.partial(_sum_of_shifted, strides=strides, padding=padding)
+    elif kernel.shape[:2] == (1, 1) and not any(map(any, padding)):
+        on_cpu = functools.partial(_matrix_product, strides=strides)
+    elif winograd.applies(kernel.shape, strides, padding) and winograd.pays(x.shape, kernel.shape):
+        on_cpu = functools.partial(_with_winograd_gradient, ours)
+    else:
+        return ours(x, kernel)
+    return jax.lax.platform_dependent(x, kernel, cpu=on_cpu, default=ours)
+
+
+def _matrix_product(
+    x: Float[Array, "b h w c"], kernel: Float[Array, "1 1 c d"], strides: tuple[int, int]
+) -> Float[Array, "b h2 w2 d"]:
+    """A 1x1 convolution without padding."""
+    return x[:, :: strides[0], :: strides[1]] @ kernel[0, 0]
+
+
+def _sum_of_shifted(
+    x: Float[Array, "b h w c"],
+    kernel: Float[Array, "k k 1 c"],
+    strides: tuple[int, int],
+    padding: Any,
+) -> Float[Array, "b h2 w2 c"]:
+    """A depthwise convolution: slices of the padded maps, each times a weight a channel.
+
+    One loop after XLA's fusion. XLA's own convolution takes 3 to 18 times as long on CPUs, its
+    gradient 2.5 to 14 times (six images, eight shapes of the networks in `mobilenet.py` at
+    384x640, two cores).
+    """
+    padded = jnp.pad(x.astype(jnp.float32), ((0, 0), *padding, (0, 0)))
+    height, width = (
+        (size - k) // stride + 1
+        for size, k, stride in zip(padded.shape[1:3], kernel.shape[:2], strides, strict=True)
+    )
+    total = jnp.zeros((), jnp.float32)
+    for row in range(kernel.shape[0]):
+        rows = padded[:, row : row + strides[0] * (height - 1) + 1 : strides[0]]
+        for column in range(kernel.shape[1]):
+            shifted = rows[:, :, column : column + strides[1] * (width - 1) + 1 : strides[1]]
+            total = total + shifted * kernel[row, column, 0].astype(jnp.float32)
+    return total.astype(x.dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _with_winograd_gradient(
+    xlas: Callable[[Array, Array], Array],
+    x: Float[Array, "b h w c"],
+    kernel: Float[Array, "3 3 c d"],
+) -> Float[Array, "b h w d"]:
+    """XLA's convolution, the gradient of whose kernel is `winograd.py`'s."""
+    return xlas(x, kernel)
+
+
+def _save_inputs(xlas, x, kernel):
+    return xlas(x, kernel), (x, kernel)
+
+
+def _gradients(xlas, saved, out_grad):
+    x, kernel = saved
+    (x_grad,) = jax.vjp(lambda x: xlas(x, kernel), x)[1](out_grad)
+    return x_grad, winograd.kernel_gradient_3x3(x, out_grad).astype(kernel.dtype)
+
+
+_with_winograd_gradient.defvjp(_save_inputs, _gradients)
