@@ -182,6 +182,19 @@ def test_colour_jitter_is_shared_by_the_rig_or_not(per_camera):
     assert np.array_equal(out[0], out[1]) != per_camera
 
 
+@pytest.mark.parametrize("per_camera", [False, True])
+def test_colour_jitter_is_brightness_then_contrast_then_saturation(per_camera):
+    image = np.random.default_rng(1).integers(0, 256, (3, 6, 5, 3)).astype(np.uint8)
+    draws = np.random.default_rng(0).uniform(0.6, 1.4, (3, 3 if per_camera else 1, 1, 1, 1))
+    brighter = image * draws[0]
+    mean = brighter.mean(axis=(1, 2, 3), keepdims=True)
+    stronger = (brighter - mean) * draws[1] + mean
+    grey = (stronger @ augment.LUMA)[..., None]
+    expected = np.clip((stronger - grey) * draws[2] + grey, 0, 255)
+    out = augment.colour_jitter(image, 0.4, per_camera, np.random.default_rng(0))
+    np.testing.assert_allclose(out, expected, atol=0.501)
+
+
 def test_another_rig_is_refused_with_both_names(config):
     other = config.copy_and_resolve_references()
     other.data.cameras = ("CAM_FRONT", "CAM_BACK")

@@ -40,7 +40,7 @@ def convolve(
         on_cpu = functools.partial(_sum_of_shifted, strides=strides, padding=padding)
     elif kernel.shape[:2] == (1, 1) and not any(map(any, padding)):
         on_cpu = functools.partial(_matrix_product, strides=strides)
-    elif winograd.applies(kernel.shape, strides, padding) and winograd.pays(x.shape, kernel.shape):
+    elif winograd.applies(kernel.shape, strides, padding):
         on_cpu = functools.partial(_with_winograd_gradient, ours)
     else:
         return ours(x, kernel)
@@ -86,7 +86,7 @@ def _with_winograd_gradient(
     x: Float[Array, "b h w c"],
     kernel: Float[Array, "3 3 c d"],
 ) -> Float[Array, "b h w d"]:
-    """XLA's convolution, the gradient of whose kernel is `winograd.py`'s."""
+    """XLA's convolution; the gradient of its kernel is `winograd.py`'s where that pays."""
     return xlas(x, kernel)
 
 
@@ -96,8 +96,10 @@ def _save_inputs(xlas, x, kernel):
 
 def _gradients(xlas, saved, out_grad):
     x, kernel = saved
-    (x_grad,) = jax.vjp(lambda x: xlas(x, kernel), x)[1](out_grad)
-    return x_grad, winograd.kernel_gradient_3x3(x, out_grad).astype(kernel.dtype)
+    x_grad, kernel_grad = jax.vjp(xlas, x, kernel)[1](out_grad)
+    if winograd.pays(x.shape, kernel.shape):
+        kernel_grad = winograd.kernel_gradient_3x3(x, out_grad).astype(kernel.dtype)
+    return x_grad, kernel_grad
 
 
 _with_winograd_gradient.defvjp(_save_inputs, _gradients)
