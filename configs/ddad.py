@@ -32,7 +32,7 @@ def _full():
     config.train.dtype = "bfloat16"
     config.teacher.dtype = "bfloat16"
     # CKD + VRKD. Small weights, since every image has LiDAR: on such pictures ten times larger ones
-    # did harm, which are best where most have none (fsmde_jax/reports/distillation.md, 6 and 7).
+    # did harm, which are best where most have none (fsmde_jax/reports/distillation.md, 6, 7 and 9).
     config.objective.ckd_divergence = 0.1
     config.objective.ckd_crossing = 0.5
     config.objective.vrkd = 0.1
