@@ -33,7 +33,7 @@ def _parse(argv: list[str]) -> list[str]:
 
 
 def set_up() -> None:
-    """Says what this package does at INFO, and keeps compiled functions over runs, and memory.
+    """Says what this package does at INFO; compiled functions last over runs, memory over steps.
 
     JAX_COMPILATION_CACHE_DIR is honoured.
     """
