@@ -48,7 +48,8 @@ def test_one_by_one(strides):
     "shape", [(2, 32, 64, 3), (7, 13, 22, 4), (1, 45, 41, 2), (100, 3, 1, 2)], ids=str
 )
 @pytest.mark.parametrize("padding", ["SAME", ((1, 1), (1, 1))], ids=str)
-def test_three_by_three(shape, padding):
+def test_three_by_three(shape, padding, monkeypatch):
+    monkeypatch.setattr(winograd, "_WORTH_FLOP", 0)
     x, kernel = normal(*shape), normal(3, 3, shape[-1], 6)
     assert winograd.pays(x.shape, kernel.shape)
     assert_equals_xlas(x, kernel, (1, 1), padding)
@@ -82,9 +83,11 @@ def test_winograd_knows_what_it_is_not_for(kernel, strides, padding):
 def test_small_maps_and_wide_kernels_stay_xlas():
     assert not winograd.pays((2, 12, 20, 64), (3, 3, 64, 64))
     assert not winograd.pays((12, 12, 20, 512), (3, 3, 512, 512))
+    assert winograd.pays((6, 24, 40, 256), (3, 3, 256, 256))
 
 
-def test_bfloat16_modules_take_it():
+def test_bfloat16_modules_take_it(monkeypatch):
+    monkeypatch.setattr(winograd, "_WORTH_FLOP", 0)
     conv = nnx.Conv(
         4, 6, (3, 3), conv_general_dilated=convolve, dtype=jnp.bfloat16, rngs=nnx.Rngs(0)
     )
