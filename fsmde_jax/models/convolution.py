@@ -29,11 +29,11 @@ def convolve(
         x, kernel: maps and kernel.
         strides: vertical and horizontal.
         padding: pixels before and behind in both directions, "SAME" or "VALID".
-        options: what `nnx.Conv` passes besides; dilation is not supported.
+        options: what `nnx.Conv` passes besides; no dilation, one group or as many as channels.
     """
     if isinstance(padding, str):
         padding = jax.lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], strides, padding)
-    ours = functools.partial(
+    xlas = functools.partial(
         jax.lax.conv_general_dilated, window_strides=strides, padding=padding, **options
     )
     if options.get("feature_group_count", 1) > 1:
@@ -41,10 +41,10 @@ def convolve(
     elif kernel.shape[:2] == (1, 1) and not any(map(any, padding)):
         on_cpu = functools.partial(_matrix_product, strides=strides)
     elif winograd.applies(kernel.shape, strides, padding):
-        on_cpu = functools.partial(_with_winograd_gradient, ours)
+        on_cpu = functools.partial(_with_winograd_gradient, xlas)
     else:
-        return ours(x, kernel)
-    return jax.lax.platform_dependent(x, kernel, cpu=on_cpu, default=ours)
+        return xlas(x, kernel)
+    return jax.lax.platform_dependent(x, kernel, cpu=on_cpu, default=xlas)
 
 
 def _matrix_product(
