@@ -21,7 +21,7 @@ from jaxtyping import Array
 from ml_collections import ConfigDict
 from tensorboardX import SummaryWriter
 
-from fsmde_jax import checkpoints, evaluate, sharding, tasks, teacher_targets
+from fsmde_jax import checkpoints, compiler, evaluate, sharding, tasks, teacher_targets
 from fsmde_jax.data import pipeline
 from fsmde_jax.state import Model, TrainState, init_state, place_model
 
@@ -93,7 +93,12 @@ def make_train_step(
         return kept.replace(halted=halted), scalars
 
     replicated = sharding.replicated(mesh)
-    return jax.jit(step, donate_argnums=0, out_shardings=(replicated, replicated))
+    return jax.jit(
+        step,
+        donate_argnums=0,
+        out_shardings=(replicated, replicated),
+        compiler_options=compiler.step_options(config.train.steps),
+    )
 
 
 def train(config: ConfigDict, workdir: pathlib.Path) -> int | None:

@@ -1,0 +1,48 @@
+"""What XLA is told when it compiles a training step."""
+
+import functools
+import warnings
+
+import jax
+import jax.numpy as jnp
+
+# Convolutions by oneDNN; products and sums stay with YNNPACK, which takes convolutions by default.
+_ONEDNN = {
+    "xla_cpu_use_onednn": True,
+    "xla_cpu_experimental_onednn_custom_call": True,
+    "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT,LIBRARY_FUSION_TYPE_REDUCE",
+}
+# jax 0.12 cannot write such a program into its cache, so every start compiles it (13 s of the
+# demo's); a shorter run would lose more than it gains.
+_MIN_STEPS = 500
+
+
+def step_options(steps: int) -> dict[str, bool | str]:
+    """`compiler_options` of `jax.jit` for the step of a run of so many steps.
+
+    On CPUs whose XLA has oneDNN it convolves in a long run; all else is XLA's choice. Figures are
+    in fsmde_jax/reports/training_speed.md.
+    """
+    if steps < _MIN_STEPS or not _has_onednn():
+        return {}
+    warnings.filterwarnings("ignore", "Error writing persistent compilation cache entry")
+    return _ONEDNN
+
+
+@functools.cache
+def _has_onednn() -> bool:
+    """Asks XLA, whatever its version: jax 0.12 has it, 0.10 knows the options without effect."""
+    if jax.default_backend() != "cpu":
+        return False
+    image, kernel = jnp.zeros((1, 16, 16, 16)), jnp.zeros((3, 3, 16, 16))
+    convolve = functools.partial(
+        jax.lax.conv_general_dilated,
+        window_strides=(1, 1),
+        padding="SAME",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+    try:
+        compiled = jax.jit(convolve, compiler_options=_ONEDNN).lower(image, kernel).compile()
+    except jax.errors.JaxRuntimeError:  # an option that this XLA does not know
+        return False
+    return "__onednn$convolution" in compiled.as_text()

@@ -1,0 +1,69 @@
+"""oneDNN's convolutions on CPUs whose XLA has them: the same training step as with XLA's own."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from fsmde_jax import compiler
+from fsmde_jax.models.student import Student, StudentConfig
+
+
+@pytest.fixture(scope="module")
+def options():
+    found = compiler.step_options(1000)
+    if not found:
+        pytest.skip("this XLA has no oneDNN")
+    return found
+
+
+def test_a_student_has_the_same_depth_and_gradients(options):
+    student = Student(
+        StudentConfig.tiny(),
+        num_bins=16,
+        min_depth_m=0.1,
+        max_depth_m=200.0,
+        canonical_focal_px=60.0,
+        centers_of="image",
+        centers_kind="unbounded",
+        rngs=nnx.Rngs(0),
+    )
+    graph, params, rest = nnx.split(student, nnx.Param, ...)
+    pixels = np.random.default_rng(0).integers(0, 256, (1, 2, 32, 64, 3))
+    image = jnp.asarray(pixels, jnp.uint8)
+    intrinsics = jnp.tile(jnp.array([[60.0, 0, 32], [0, 60, 16], [0, 0, 1]]), (1, 2, 1, 1))
+
+    def loss(params):
+        model = nnx.merge(graph, params, rest, copy=True)
+        model.train()
+        return jnp.mean(jnp.log(model(image, intrinsics, jnp.ones((1, 2), bool)).depth_m) ** 2)
+
+    results, texts = [], []
+    for chosen in ({}, options):
+        step = jax.jit(jax.value_and_grad(loss), compiler_options=chosen).lower(params).compile()
+        results.append(step(params))
+        texts.append(step.as_text())
+    assert [text.count("__onednn$convolution") > 10 for text in texts] == [False, True]
+    (value, gradients), (other_value, other_gradients) = results
+    np.testing.assert_allclose(value, other_value, rtol=1e-5)
+    scale = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(gradients))
+    for leaf, other in zip(
+        jax.tree.leaves(gradients), jax.tree.leaves(other_gradients), strict=True
+    ):
+        np.testing.assert_allclose(leaf, other, rtol=1e-3, atol=1e-5 * scale)
+
+
+def test_short_runs_and_other_devices_are_left_to_xla(monkeypatch):
+    assert compiler.step_options(40) == {}
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    compiler._has_onednn.cache_clear()
+    assert compiler.step_options(1000) == {}
+    compiler._has_onednn.cache_clear()
+
+
+def test_an_xla_without_the_options_chooses(monkeypatch):
+    monkeypatch.setattr(compiler, "_ONEDNN", {"xla_cpu_no_such_option": True})
+    compiler._has_onednn.cache_clear()
+    assert compiler.step_options(1000) == {}
+    compiler._has_onednn.cache_clear()
