@@ -18,6 +18,14 @@ def options():
     return found
 
 
+@pytest.fixture
+def unasked():
+    """Nothing is known of this XLA, before the test and after it."""
+    compiler._has_onednn.cache_clear()
+    yield
+    compiler._has_onednn.cache_clear()
+
+
 def test_a_student_has_the_same_depth_and_gradients(options):
     student = Student(
         StudentConfig.tiny(),
@@ -54,16 +62,13 @@ def test_a_student_has_the_same_depth_and_gradients(options):
         np.testing.assert_allclose(leaf, other, rtol=1e-3, atol=1e-5 * scale)
 
 
-def test_short_runs_and_other_devices_are_left_to_xla(monkeypatch):
+def test_short_runs_and_other_devices_are_left_to_xla(monkeypatch, unasked):
+    monkeypatch.setattr(jax, "jit", lambda *_, **__: pytest.fail("XLA was asked"))
     assert compiler.step_options(40) == {}
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    compiler._has_onednn.cache_clear()
     assert compiler.step_options(1000) == {}
-    compiler._has_onednn.cache_clear()
 
 
-def test_an_xla_without_the_options_chooses(monkeypatch):
+def test_an_xla_without_the_options_chooses(monkeypatch, unasked):
     monkeypatch.setattr(compiler, "_ONEDNN", {"xla_cpu_no_such_option": True})
-    compiler._has_onednn.cache_clear()
     assert compiler.step_options(1000) == {}
-    compiler._has_onednn.cache_clear()
