@@ -333,8 +333,9 @@ def _run_apart(
                 done, _ = concurrent.futures.wait(
                     waiting, timeout=0.5, return_when=concurrent.futures.FIRST_COMPLETED
                 )
-                advance(counter.value - seen)
-                seen = counter.value
+                written = counter.value  # read once: workers go on counting
+                advance(written - seen)
+                seen = written
                 for future in done:
                     yield waiting.pop(future), future.result()
         except BrokenProcessPool as error:
