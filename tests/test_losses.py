@@ -225,10 +225,38 @@ def test_affine_invariant_loss_is_the_log_error_after_alignment():
     assert float(with_edges) > float(value)
 
 
-def test_affine_invariant_loss_has_finite_gradients_where_nothing_is_known():
+LOSSES = (depth.affine_invariant_loss, depth.scale_invariant_loss)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_relative_losses_have_finite_gradients_where_nothing_is_known(loss):
     nothing = jnp.zeros((1, 8, 8), bool)
-    grad = jax.grad(lambda x: depth.affine_invariant_loss(x, jnp.ones((1, 8, 8)), nothing))
+    grad = jax.grad(lambda x: loss(x, jnp.ones((1, 8, 8)), nothing))
     assert jnp.all(jnp.isfinite(grad(jnp.ones((1, 8, 8)))))
+
+
+def test_scale_invariant_loss_is_the_log_error_whatever_the_scale():
+    truth = jnp.asarray(RNG.uniform(0.02, 1, (2, 16, 24)), jnp.float32)
+    predicted = truth * jnp.exp(normal(2, 16, 24) * 0.1)
+    valid = jnp.asarray(RNG.uniform(size=truth.shape) < 0.8)
+    error = np.where(valid, np.log(predicted / truth), np.nan)
+    error -= np.nanmean(error, axis=(1, 2), keepdims=True)
+    scale = jnp.array([5.0, 0.1])[:, None, None]
+    value = depth.scale_invariant_loss(scale * predicted, truth, valid, gradient_weight=0.0)
+    assert float(value) == pytest.approx(np.nanmean(np.abs(error)), rel=1e-4)
+    assert float(depth.scale_invariant_loss(truth + 1.0, truth, valid)) > 0.1
+
+
+def test_only_scale_invariant_loss_leads_out_of_near_taken_for_far():
+    truth = jnp.asarray(RNG.uniform(0.02, 1, (1, 8, 8)), jnp.float32)
+    affine, scale = (
+        jax.grad(lambda x, loss=loss: loss(x, truth, truth > 0, 0.0))(1.1 - truth)
+        for loss in LOSSES
+    )
+    # Along the contrast of the prediction, which has to turn.
+    contrast = truth - truth.mean()
+    assert float(jnp.sum(scale * contrast)) < -0.01
+    assert abs(float(jnp.sum(affine * contrast))) < 1e-4
 
 
 def test_divergence_is_zero_for_equal_logits_and_skips_what_is_not_valid():

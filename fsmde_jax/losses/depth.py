@@ -90,6 +90,37 @@ def affine_invariant_loss(
     truth = jnp.where(valid, truth_inverse_depth, 1.0)
     ratio = jnp.where(valid, jax.vmap(align)(inverse_depth, truth, valid) / truth, 1.0)
     residual = jnp.log(jnp.maximum(ratio, 0.25)) + 4.0 * jnp.minimum(ratio - 0.25, 0.0)
+    return _multi_scale_loss(residual, valid, gradient_weight, num_scales)
+
+
+def scale_invariant_loss(
+    inverse_depth: Float[Array, "b h w"],
+    truth_inverse_depth: Float[Array, "b h w"],
+    valid: Bool[Array, "b h w"],
+    gradient_weight: float = 0.5,
+    num_scales: int = 4,
+) -> Float[Array, ""]:
+    """The same where only the scale is aligned, per image, by the mean of log depth.
+
+    Alignment by least squares has no slope where a fresh model takes near for far, and training
+    may begin there and stay. This one has; it costs nothing where the truth has no unknown shift.
+    """
+    truth = jnp.where(valid, truth_inverse_depth, 1.0)
+    predicted = jnp.where(valid, jnp.maximum(inverse_depth, 1e-6), 1.0)
+    residual = jnp.log(predicted) - jnp.log(truth)
+    count = jnp.maximum(jnp.sum(valid, axis=(1, 2), keepdims=True), 1)
+    mean = jnp.sum(residual, axis=(1, 2), keepdims=True) / count
+    residual = jnp.where(valid, residual - mean, 0.0)
+    return _multi_scale_loss(residual, valid, gradient_weight, num_scales)
+
+
+def _multi_scale_loss(
+    residual: Float[Array, "b h w"],
+    valid: Bool[Array, "b h w"],
+    gradient_weight: float,
+    num_scales: int,
+) -> Float[Array, ""]:
+    """Mean of |residual|, and of its differences between neighbours at several scales."""
     loss = jnp.sum(jnp.abs(residual)) / jnp.maximum(jnp.sum(valid), 1)
     for scale in range(num_scales):
         step = 2**scale
