@@ -5,7 +5,7 @@
 100 streets to train on, of which ten have LiDAR, 20 for tuning (`val`), and 60 streets of a second
 world for the test (`configs/bench.py:test`), which is measured once, at the end. Six cameras of
 96x160, LiDAR of 44 beams, three instants a street, two seconds apart. World seeds 0 to 3 are the
-demo's and the shipped teacher's; that one was pretrained on 500 other streets.
+demo's and the teacher's, `dpt-mini-world`; that one was pretrained on 500 other streets.
 
 Other variants, on the same streets: `v1`, where all hundred are labelled, `labels30`, `beams64`,
 `beams16` and `beams4` (all labelled, another LiDAR), and `oracle` (all labelled, the dense truth
@@ -43,6 +43,7 @@ def get_config(variant: str = ""):
     # Bins that say how sure the head is: fsmde_jax/reports/distillation.md, section 6.
     config.teacher.head_stage.objective.bin_likelihood = 0.1
     for run in (config, config.teacher.head_stage):
+        run.teacher.weights = "dpt-mini-world"  # the shipped teacher of the time
         run.data.batch_size = 4
         run.teacher.image = "prepared"
         run.evaluation.references = False

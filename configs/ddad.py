@@ -74,7 +74,7 @@ def _small():
     config.student.canonical_focal_px = 715.0873 / 2  # that of 640 px of width, at 320
     config.bins.num_bins = 32
     config.bins.centers_kind = "unbounded"
-    config.teacher.weights = "dpt-mini-world"
+    config.teacher.weights = "mini-world"
     config.optimizer.learning_rate = 4e-3
     config.optimizer.clip_norm = 0.3
     config.train.log_every = 50

@@ -48,7 +48,7 @@ def small_config():
     config.student.canonical_focal_px = 178.77  # 715.0873 px at 640 px of width
     config.bins.num_bins = 32
     config.bins.centers_kind = "unbounded"
-    config.teacher.weights = "dpt-mini-world"
+    config.teacher.weights = "mini-world"
     config.teacher.binning = "head"
     config.optimizer.learning_rate = 4e-3
     config.optimizer.clip_norm = 0.3

@@ -32,7 +32,7 @@ def get_config():
     config.student.canonical_focal_px = 178.77  # 715.0873 px at 640 px of width
     config.bins.num_bins = 32
     config.bins.centers_kind = "unbounded"
-    config.teacher.weights = "dpt-mini-world"
+    config.teacher.weights = "mini-world"
     config.teacher.binning = "soft"
     # The shipped teacher is a weak one; the defaults are for a real foundation model.
     config.objective.ckd_divergence = 0.02

@@ -127,7 +127,7 @@ def _bins() -> ConfigDict:
 def _teacher() -> ConfigDict:
     teacher = ConfigDict()
     # Foundation weights: a hub id, a folder with config.json and model.safetensors (a "foundation"
-    # run makes one, RUN/weights), or the shipped "dpt-mini-world". "random" is for tests and
+    # run makes one, RUN/weights), or the shipped "mini-world". "random" is for tests and
     # --dry_run; "truth" is the miniature world's dense depth, a bound for all teachers. For task
     # "foundation", "" trains from scratch; one that is named is measured.
     teacher.weights = "Intel/dpt-large"

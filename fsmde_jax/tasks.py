@@ -22,7 +22,7 @@ from fsmde_jax import checkpoints, sharding
 from fsmde_jax.config import ConfigError
 from fsmde_jax.data import teacher_cache
 from fsmde_jax.losses.baselines import FeatureAdapter
-from fsmde_jax.losses.depth import affine_invariant_loss
+from fsmde_jax.losses.depth import affine_invariant_loss, scale_invariant_loss
 from fsmde_jax.losses.objective import (
     DISTILLATION,
     TeacherTargets,
@@ -34,7 +34,8 @@ from fsmde_jax.losses.objective import (
 )
 from fsmde_jax.models import hub_config, weights
 from fsmde_jax.models.bins import Bins
-from fsmde_jax.models.dpt import DPT, DPTConfig
+from fsmde_jax.models.dpt import DPTConfig
+from fsmde_jax.models.mini import MiniConfig
 from fsmde_jax.models.preprocess import Preprocessing
 from fsmde_jax.models.student import Student, StudentConfig
 from fsmde_jax.models.teacher import Teacher
@@ -46,6 +47,7 @@ FOUNDATION_SIZES = {
     **hub_config.PUBLISHED,
     "dpt_mini": DPTConfig.dpt_mini(),
     "dpt_tiny": DPTConfig.dpt_tiny(),
+    "mini": MiniConfig(),
 }
 
 
@@ -53,7 +55,7 @@ FOUNDATION_SIZES = {
 TRUTH = "truth"
 
 # What lies between the backbone of a foundation model and its depth head.
-NECK = ("reassemble_layers", "neck_convs", "fusion_layers")
+NECK = ("reassemble_layers", "neck_convs", "fusion_layers", "decoder")
 
 
 class Task(NamedTuple):
@@ -89,7 +91,7 @@ def _student(config: ConfigDict) -> Task:
             # `state.load_student` leaves it out.
             student.adapter = FeatureAdapter(
                 student.decoder[-1].conv.out_features,
-                foundation(config)[0].fusion_hidden_size,
+                foundation(config)[0].feature_channels,
                 rngs=rngs,
             )
         return student
@@ -180,20 +182,24 @@ def _foundation(config: ConfigDict) -> Task:
         truth = truth.reshape(-1, *truth.shape[2:])
         # The model's resolution may be a fraction of the image's; depth is not averaged.
         truth = truth[:, :: truth.shape[1] // height, :: truth.shape[2] // width]
-        value = affine_invariant_loss(
+        arguments = (
             predicted,
             1.0 / jnp.where(truth > 0, truth, 1.0),
             truth > 0,
             config.objective.foundation_gradient,
         )
-        return value, {"affine_invariant": value}
+        terms = {
+            "affine_invariant": affine_invariant_loss(*arguments),
+            "scale_invariant": scale_invariant_loss(*arguments),
+        }
+        return sum(terms.values()) / 2, terms
 
     def predict(model, batch):
         prediction = inverse_depth(model, batch)
         return prediction.reshape(*batch["image"].shape[:2], *prediction.shape[1:])
 
     return Task(
-        build_model=lambda rngs: DPT(architecture, rngs=rngs),
+        build_model=lambda rngs: architecture.build(rngs=rngs),
         trainable=nnx.Param,
         build_teacher=None,
         loss=loss,
@@ -235,7 +241,7 @@ def build_student(config: ConfigDict, rngs: nnx.Rngs) -> Student:
     )
 
 
-def foundation(config: ConfigDict) -> tuple[DPTConfig, Preprocessing]:
+def foundation(config: ConfigDict) -> tuple[DPTConfig | MiniConfig, Preprocessing]:
     """The foundation model's sizes and image processor: by name, or as its files say."""
     size, source = config.teacher.size, config.teacher.weights
     if size and size not in FOUNDATION_SIZES:
@@ -252,14 +258,15 @@ def foundation(config: ConfigDict) -> tuple[DPTConfig, Preprocessing]:
         found = FOUNDATION_SIZES[size]
         preprocessing = hub_config.default_preprocessing(found)
     else:
-        found, preprocessing = weights.read_dpt_config(source)
+        found, preprocessing = weights.read_foundation_config(source)
         if size and found != FOUNDATION_SIZES[size]:
             raise ConfigError(
                 f"config.teacher.weights={source!r} is {found}, but config.teacher.size={size!r} "
                 f"is {FOUNDATION_SIZES[size]}"
             )
-    offset = config.teacher.position_offset
-    return dataclasses.replace(found, position_offset=offset), preprocessing
+    if isinstance(found, DPTConfig):
+        found = dataclasses.replace(found, position_offset=config.teacher.position_offset)
+    return found, preprocessing
 
 
 def build_teacher(config: ConfigDict, rngs: nnx.Rngs) -> Teacher:
@@ -313,16 +320,16 @@ def save_foundation(config: ConfigDict, params: nnx.State, folder: pathlib.Path)
 
     In half precision: half the size, rounded by at most 5e-4 of each weight.
     """
-    weights.save_dpt(folder, *foundation(config), params, dtype=np.float16)
+    weights.save_foundation(folder, *foundation(config), params, dtype=np.float16)
 
 
 def load_foundation(config: ConfigDict, mesh: Mesh) -> nnx.State:
     """The foundation model's parameters on the mesh, as `teacher.weights` says."""
     source, (architecture, _) = config.teacher.weights, foundation(config)
-    model = nnx.eval_shape(lambda: DPT(architecture, rngs=nnx.Rngs(0)))
+    model = nnx.eval_shape(lambda: architecture.build(rngs=nnx.Rngs(0)))
     state = nnx.state(model, nnx.Param)
     shardings = sharding.fsdp_sharding(state, mesh)
-    return weights.load_dpt(source, architecture, state, shardings)
+    return weights.load_foundation(source, architecture, state, shardings)
 
 
 def with_pretrained_neck(config: ConfigDict, params: nnx.State, mesh: Mesh) -> nnx.State:

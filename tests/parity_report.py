@@ -15,7 +15,7 @@ from flax import nnx
 from test_vit_dpt import random_image, stage_errors
 
 from fsmde_jax.models.dpt import DPT, DPTConfig
-from fsmde_jax.models.hub_config import PUBLISHED, dpt_config
+from fsmde_jax.models.hub_config import PUBLISHED, foundation_config
 from fsmde_jax.models.weights import load_state_dict_into, table_of
 
 STAGES = ("embed", "encode", "reassemble", "fuse", "head")
@@ -61,7 +61,7 @@ def torch_model(config: DPTConfig):
 def rows(name: str, config: DPTConfig):
     """A line of the table for each size and convention."""
     reference_model = torch_model(config)
-    assert dpt_config(reference_model.config.to_dict()) == config, name
+    assert foundation_config(reference_model.config.to_dict()) == config, name
     model = nnx.eval_shape(lambda: DPT(config, rngs=nnx.Rngs(0)))
     load_state_dict_into(model, torch_reference.state_dict(reference_model), table_of(config))
     driving = (392, 644) if config.normalise_layers else (384, 640)

@@ -8,8 +8,8 @@ import pytest
 from fsmde_jax import checkpoints, evaluate, sharding, stages, tasks, train
 from fsmde_jax.config import ConfigError
 from fsmde_jax.data.world import WorldError
-from fsmde_jax.models.dpt import DPTConfig
-from fsmde_jax.models.weights import SHIPPED, WeightsError, read_dpt_config
+from fsmde_jax.models.mini import MiniConfig
+from fsmde_jax.models.weights import SHIPPED, WeightsError, read_foundation_config
 from fsmde_jax.state import Model, place_model
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
@@ -48,7 +48,6 @@ def foundation(tmp_path_factory):
     """The pretraining of a teacher, shrunk."""
     root = tmp_path_factory.mktemp("demo_teacher")
     config = shrink(DEMO_TEACHER["get_config"](), root / "data")
-    config.teacher.size = "dpt_tiny"
     assert stages.run(config, root / "run") is None
     return config, root / "run"
 
@@ -60,7 +59,7 @@ def test_the_demo_goes_from_nothing_to_a_table(run):
     assert len(results["student"]["cameras"]) == 6
     assert list((workdir / "report").glob("*.png"))
     head = json.loads((workdir / "teacher_head" / "config.json").read_text())
-    assert (head["task"], head["teacher"]["weights"]) == ("teacher_head", "dpt-mini-world")
+    assert (head["task"], head["teacher"]["weights"]) == ("teacher_head", "mini-world")
 
 
 def test_an_arm_without_teacher_trains_no_head(run, tmp_path):
@@ -83,9 +82,9 @@ def test_a_trained_foundation_model_is_a_checkpoint_that_can_be_named(foundation
 
 
 def test_the_shipped_teacher_fits_its_limits_and_knows_an_unseen_street(tmp_path):
-    folder = SHIPPED["dpt-mini-world"]
+    folder = SHIPPED["mini-world"]
     assert (folder / "model.safetensors").stat().st_size < 10e6
-    assert read_dpt_config("dpt-mini-world")[0] == DPTConfig.dpt_mini()
+    assert read_foundation_config("mini-world")[0] == MiniConfig()
     config = DEMO_TEACHER["get_config"]("other_rig")
     config.data.data_dir = str(tmp_path / "data")
     config.data.eval_batch_size = 8
@@ -126,9 +125,9 @@ def test_a_neck_trained_with_the_head_starts_pretrained_and_reaches_the_student(
     differences = jax.tree.map(
         lambda a, b: float(abs(a - b).max()), teacher["foundation"], pretrained
     )
-    assert max(jax.tree.leaves(differences["neck_convs"])) < 1e-6  # it began as it was
-    assert max(jax.tree.leaves(differences["neck_convs"])) > 0  # and it moved
-    assert max(jax.tree.leaves(differences["backbone"])) == 0
+    assert max(jax.tree.leaves(differences["decoder"])) < 1e-6  # it began as it was
+    assert max(jax.tree.leaves(differences["decoder"])) > 0  # and it moved
+    assert max(jax.tree.leaves(differences["stages"])) == 0
     student.teacher.train_neck = False
     with pytest.raises(checkpoints.CheckpointError, match="neck is True in the checkpoint"):
         place_model(student, Model(tasks.make_task(student), 0), mesh)
@@ -145,8 +144,8 @@ def test_a_head_of_another_foundation_model_is_refused(run, foundation, tmp_path
 
 def test_a_mistyped_teacher_is_refused_before_anything_is_rendered(run, tmp_path):
     config = run[0].copy_and_resolve_references()
-    config.teacher.weights, config.data.data_dir = "dpt-mini-wrld", str(tmp_path / "data")
-    with pytest.raises(WeightsError, match=r"dpt-mini-wrld.*dpt-mini-world"):
+    config.teacher.weights, config.data.data_dir = "mini-wrld", str(tmp_path / "data")
+    with pytest.raises(WeightsError, match=r"mini-wrld.*mini-world"):
         stages.run(config, tmp_path / "run")
     assert not list(tmp_path.iterdir())
 

@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from fsmde_jax.models.dpt import DPT, DPTConfig
-from fsmde_jax.models.hub_config import PUBLISHED, dpt_config, to_json
+from fsmde_jax.models.hub_config import PUBLISHED, foundation_config, to_json
 from fsmde_jax.models.resize import resize_bicubic, resize_bilinear
 from fsmde_jax.models.vit import attend
 from fsmde_jax.models.weights import load_state_dict_into, table_of
@@ -93,7 +93,7 @@ def make_pair(case: str, torch_reference):
     """A random torch model, ours with its weights, an image."""
     family, options, size = CASES[case]
     torch_model = getattr(torch_reference, family)(**options)
-    config = dpt_config(torch_model.config.to_dict())
+    config = foundation_config(torch_model.config.to_dict())
     model = DPT(config, rngs=nnx.Rngs(0))
     load_state_dict_into(model, torch_reference.state_dict(torch_model), table_of(config))
     return torch_model, model, random_image(*size)
@@ -333,19 +333,19 @@ HUB = {
 @pytest.mark.parametrize("name", HUB)
 def test_named_sizes_are_those_of_the_hub(name):
     values, expected = HUB[name]
-    assert dpt_config(values) == expected
+    assert foundation_config(values) == expected
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_what_is_written_is_read_back(name):
-    assert dpt_config(json.loads(json.dumps(to_json(PUBLISHED[name])))) == PUBLISHED[name]
+    assert foundation_config(json.loads(json.dumps(to_json(PUBLISHED[name])))) == PUBLISHED[name]
 
 
 def test_metric_checkpoints_say_so():
     values = HUB["depth_anything_v2_small"][0]
-    metric = dpt_config(values | {"depth_estimation_type": "metric", "max_depth": 80})
+    metric = foundation_config(values | {"depth_estimation_type": "metric", "max_depth": 80})
     assert metric.predicts_metres and metric.max_depth_m == 80
-    assert not dpt_config(values).predicts_metres
+    assert not foundation_config(values).predicts_metres
 
 
 @pytest.mark.parametrize(
@@ -377,7 +377,7 @@ def test_metric_checkpoints_say_so():
 )
 def test_unsupported_configurations_are_named(fields, message):
     with pytest.raises(ValueError, match=message):
-        dpt_config(fields)
+        foundation_config(fields)
 
 
 def test_image_must_be_a_multiple_of_the_patch():

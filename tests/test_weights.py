@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 
 from fsmde_jax.models import mobilenet, resnet
 from fsmde_jax.models.dpt import DPT, DPTConfig
-from fsmde_jax.models.hub_config import default_preprocessing, dpt_config
+from fsmde_jax.models.hub_config import default_preprocessing, foundation_config
 from fsmde_jax.models.preprocess import Preprocessing
 from fsmde_jax.models.vit import ViT
 from fsmde_jax.models.weights import (
@@ -20,11 +20,11 @@ from fsmde_jax.models.weights import (
     DPT_TABLE,
     RESNET_TABLE,
     WeightsError,
-    load_dpt,
     load_encoder,
+    load_foundation,
     load_state_dict_into,
-    read_dpt_config,
-    save_dpt,
+    read_foundation_config,
+    save_foundation,
     table_of,
 )
 
@@ -91,14 +91,16 @@ def folder(tmp_path, tensors):
 
 def load(source) -> tuple[DPTConfig, nnx.State]:
     """A checkpoint's architecture and parameters, on one device."""
-    config, _ = read_dpt_config(source)
+    config, _ = read_foundation_config(source)
     shapes = nnx.state(nnx.eval_shape(lambda: DPT(config, rngs=nnx.Rngs(0))), nnx.Param)
     one_device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    return config, load_dpt(source, config, shapes, jax.tree.map(lambda _: one_device, shapes))
+    return config, load_foundation(
+        source, config, shapes, jax.tree.map(lambda _: one_device, shapes)
+    )
 
 
 def tiny_dpt() -> DPT:
-    return DPT(dpt_config(CONFIG), rngs=nnx.Rngs(0))
+    return DPT(foundation_config(CONFIG), rngs=nnx.Rngs(0))
 
 
 def test_names_and_shapes_are_those_of_transformers():
@@ -114,7 +116,7 @@ def test_names_and_shapes_are_those_of_transformers():
 def test_folder_and_file_load(form, folder, tensors):
     source = {"folder": folder, "file": folder / "model.safetensors", "text": str(folder)}[form]
     config, state = load(source)
-    assert config == dpt_config(CONFIG)
+    assert config == foundation_config(CONFIG)
     model = tiny_dpt()
     load_state_dict_into(model, tensors, DPT_TABLE)
     jax.tree.map(np.testing.assert_array_equal, state, nnx.state(model, nnx.Param))
@@ -184,10 +186,10 @@ def test_every_single_missing_key_is_noticed(tensors):
 def test_a_saved_model_loads_here_and_in_transformers(tmp_path):
     model = tiny_dpt()
     state = nnx.state(model, nnx.Param)
-    save_dpt(tmp_path, model.config, Preprocessing(size=(16, 16)), state)
+    save_foundation(tmp_path, model.config, Preprocessing(size=(16, 16)), state)
     config, loaded = load(tmp_path)
     assert config == model.config
-    assert read_dpt_config(tmp_path)[1] == Preprocessing(size=(16, 16))
+    assert read_foundation_config(tmp_path)[1] == Preprocessing(size=(16, 16))
     jax.tree.map(np.testing.assert_array_equal, loaded, state)
     torch = pytest.importorskip("torch")
     from torch_reference import to_torch
@@ -211,7 +213,7 @@ def test_every_change_of_a_file_is_noticed(family):
     kind, options, _ = test_vit_dpt.CASES[family]
     torch_model = getattr(torch_reference, kind)(**options)
     tensors = torch_reference.state_dict(torch_model)
-    config = dpt_config(torch_model.config.to_dict())
+    config = foundation_config(torch_model.config.to_dict())
     model = nnx.eval_shape(lambda: DPT(config, rngs=nnx.Rngs(0)))
     idle = ("layers.0.residual_layer1", "mask_token")
     for key in [key for key in tensors if not any(name in key for name in idle)]:
@@ -239,7 +241,7 @@ def test_the_hubs_spelling_of_dinov2_loads_as_transformers_5s():
     _, options, _ = test_vit_dpt.CASES["depth_anything"]
     torch_model = torch_reference.depth_anything(**options)
     tensors = torch_reference.state_dict(torch_model)
-    config = dpt_config(torch_model.config.to_dict())
+    config = foundation_config(torch_model.config.to_dict())
     old = {"q_proj": "attention.query", "k_proj": "attention.key", "v_proj": "attention.value"}
     hub = {}
     for key, tensor in tensors.items():

@@ -82,6 +82,15 @@ class DPTConfig(ViTConfig):
         """Whether the prediction is depth in metres, not relative inverse depth."""
         return self.max_depth_m is not None
 
+    @property
+    def feature_channels(self) -> int:
+        """Channels of `DPTOutput.features`."""
+        return self.fusion_hidden_size
+
+    def build(self, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32) -> "DPT":
+        """A fresh model."""
+        return DPT(self, rngs=rngs, dtype=dtype)
+
     @classmethod
     def dpt_large(cls) -> "DPTConfig":
         """ViT-L/16 at 384 pixels, as Intel/dpt-large: 342 million parameters."""
@@ -134,7 +143,7 @@ class DPTConfig(ViTConfig):
 
     @classmethod
     def dpt_mini(cls) -> "DPTConfig":
-        """DPT-Hybrid's shape at 3.4 million parameters: the shipped one of the miniature world."""
+        """DPT-Hybrid's shape at 3.4 million parameters: that of the shipped `dpt-mini-world`."""
         return cls(
             image_size=(160, 160),
             stem=BiTConfig(
@@ -170,13 +179,13 @@ class DPTConfig(ViTConfig):
 
 
 class DPTOutput(NamedTuple):
-    """What the rest of the program uses of a DPT.
+    """What the rest of the program uses of a foundation model.
 
     Args:
-        prediction: float32, by `DPTConfig.predicts_metres` depth in metres or relative inverse
+        prediction: float32, by the config's `predicts_metres` depth in metres or relative inverse
             depth, larger nearer and not below zero.
         features: the fused feature map that the depth head reads.
-        tokens: the backbone's last patch tokens, layer-normalised.
+        tokens: the backbone's last patch tokens, layer-normalised, or its coarsest map.
     """
 
     prediction: Float[Array, "b h w"]

@@ -6,12 +6,14 @@ from typing import Any
 
 from fsmde_jax.models.bit import BiTConfig
 from fsmde_jax.models.dpt import DPTConfig
+from fsmde_jax.models.mini import MiniConfig
 from fsmde_jax.models.preprocess import Preprocessing
 
 SUPPORTED = (
     "DPT with a plain ViT (Intel/dpt-large), DPT-Hybrid (Intel/dpt-hybrid-midas), and Depth "
     "Anything V1 or V2 with DINOv2 (LiheYoung/depth-anything-small-hf, "
-    "depth-anything/Depth-Anything-V2-Small-hf, their Base and Large, V2's metric variants)"
+    "depth-anything/Depth-Anything-V2-Small-hf, their Base and Large, V2's metric variants), and "
+    "what configs/demo_teacher.py trains"
 )
 
 # Published checkpoints, whose sizes `--dry_run` knows without a network.
@@ -34,6 +36,9 @@ PUBLISHED = {
         for size in ("Small", "Base", "Large")
     },
 }
+
+# Of config.json; transformers knows no such model.
+_MINI = "fsmde_jax_mini"
 
 # Hugging Face's field names -> ours, where they differ.
 _RENAMED = {"num_hidden_layers": "num_layers", "num_attention_heads": "num_heads"}
@@ -66,11 +71,11 @@ _DEPTH_ANYTHING_DEFAULTS = {
 }
 
 
-def dpt_config(values: Mapping[str, Any]) -> DPTConfig:
+def foundation_config(values: Mapping[str, Any]) -> DPTConfig | MiniConfig:
     """The architecture that a config.json describes; ValueError names what is not built here."""
     if not isinstance(values, Mapping):
         raise ValueError(f"holds {type(values).__name__}, not an object")
-    readers = {"dpt": _dpt, "depth_anything": _depth_anything}
+    readers = {"dpt": _dpt, "depth_anything": _depth_anything, _MINI: _mini}
     family = values.get("model_type")
     if family not in readers:
         named = (values.get("architectures") or ["?"])[0]
@@ -81,9 +86,9 @@ def dpt_config(values: Mapping[str, Any]) -> DPTConfig:
     return readers[family](values)
 
 
-def default_preprocessing(config: DPTConfig) -> Preprocessing:
+def default_preprocessing(config: DPTConfig | MiniConfig) -> Preprocessing:
     """The image processor that checkpoints of this family have, for those without its file."""
-    if not config.normalise_layers:
+    if isinstance(config, MiniConfig) or not config.normalise_layers:
         return Preprocessing(size=config.image_size)
     return Preprocessing(
         mean=(0.485, 0.456, 0.406),
@@ -119,8 +124,17 @@ def _dpt(values: Mapping[str, Any]) -> DPTConfig:
     return DPTConfig(**fields)
 
 
-def to_json(config: DPTConfig) -> dict[str, Any]:
-    """The config.json of an architecture; `dpt_config` reads it back, and so does transformers."""
+def _mini(values: Mapping[str, Any]) -> MiniConfig:
+    return MiniConfig(**_fields(values, [field.name for field in dataclasses.fields(MiniConfig)]))
+
+
+def to_json(config: DPTConfig | MiniConfig) -> dict[str, Any]:
+    """The config.json of an architecture; `foundation_config` reads it back.
+
+    So does transformers where the architecture is one of its own.
+    """
+    if isinstance(config, MiniConfig):
+        return {"model_type": _MINI, **dataclasses.asdict(config)}
     value_of = lambda name: getattr(config, _RENAMED.get(name, name))  # noqa: E731
     vit, neck = ({n: value_of(n) for n in names} for names in (_VIT_FIELDS, _NECK_FIELDS))
     # torch takes a whole factor for a kernel's size.

@@ -1,4 +1,4 @@
-"""The teacher: a frozen foundation model (DPT, Depth Anything) with a way to bin probabilities.
+"""The teacher: a frozen foundation model with a way to bin probabilities.
 
 `head`: the binning head, trained on LiDAR while the foundation model stays frozen. It reads the
 features and the model's own prediction in soft bins (ZoeDepth's conditioning on relative depth).
@@ -14,7 +14,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, UInt8
 
 from fsmde_jax.models.bins import BinningHead
-from fsmde_jax.models.dpt import DPT, DPTConfig, DPTOutput
+from fsmde_jax.models.dpt import DPTConfig, DPTOutput
+from fsmde_jax.models.mini import MiniConfig
 from fsmde_jax.models.preprocess import Preprocessing
 from fsmde_jax.models.resize import resize_bilinear
 
@@ -43,7 +44,7 @@ class Teacher(nnx.Module):
 
     def __init__(
         self,
-        config: DPTConfig,
+        config: DPTConfig | MiniConfig,
         preprocessing: Preprocessing,
         *,
         resize: str,
@@ -59,8 +60,8 @@ class Teacher(nnx.Module):
         self.preprocessing, self.resize = preprocessing, resize
         self.num_bins, self.canonical_focal_px = num_bins, canonical_focal_px
         self.soft_range, self.soft_temperature = tuple(soft_range), soft_temperature
-        self.foundation = DPT(config, rngs=rngs, dtype=dtype)
-        channels = config.fusion_hidden_size
+        self.foundation = config.build(rngs=rngs, dtype=dtype)
+        channels = config.feature_channels
         head_options = head_options | {"relative_bins": True, "rngs": rngs, "dtype": dtype}
         self.head = nnx.data(
             BinningHead(channels, channels, num_bins, **head_options) if binning == "head" else None

@@ -24,6 +24,7 @@ from safetensors.numpy import save_file
 from fsmde_jax.errors import UserError
 from fsmde_jax.models import hub_config
 from fsmde_jax.models.dpt import DPTConfig
+from fsmde_jax.models.mini import MiniConfig
 from fsmde_jax.models.mobilenet import EFFICIENTNET_LITE0, MobileNet
 from fsmde_jax.models.preprocess import Preprocessing
 from fsmde_jax.models.resnet import ResNet
@@ -183,8 +184,13 @@ DEPTH_ANYTHING_TABLE = (
 )
 
 
-def table_of(config: DPTConfig) -> Table:
+MINI_TABLE = (Rule(r"(.+)", r"\1"),)  # our own names and axes
+
+
+def table_of(config: DPTConfig | MiniConfig) -> Table:
     """The table of a model's family."""
+    if isinstance(config, MiniConfig):
+        return MINI_TABLE
     if config.stem:
         return DPT_HYBRID_TABLE
     return DEPTH_ANYTHING_TABLE if config.normalise_layers else DPT_TABLE
@@ -363,7 +369,8 @@ _JSON_FILES = ("config.json", "preprocessor_config.json")
 _WEIGHTS_FILE = "model.safetensors"
 
 # Checkpoints that come with the package, by name.
-SHIPPED = {"dpt-mini-world": pathlib.Path(__file__).parents[1] / "assets" / "dpt-mini-world"}
+_ASSETS = pathlib.Path(__file__).parents[1] / "assets"
+SHIPPED = {name: _ASSETS / name for name in ("mini-world", "dpt-mini-world")}
 
 
 def _folder(source: str | pathlib.Path, names: Iterable[str]) -> pathlib.Path:
@@ -403,7 +410,9 @@ def _weights_file(source: str | pathlib.Path) -> pathlib.Path:
     return file
 
 
-def read_dpt_config(source: str | pathlib.Path) -> tuple[DPTConfig, Preprocessing]:
+def read_foundation_config(
+    source: str | pathlib.Path,
+) -> tuple[DPTConfig | MiniConfig, Preprocessing]:
     """Architecture and image processor of a checkpoint, from its JSON files alone.
 
     Args:
@@ -412,7 +421,7 @@ def read_dpt_config(source: str | pathlib.Path) -> tuple[DPTConfig, Preprocessin
             HF_HOME are honoured).
     """
     folder = _folder(source, _JSON_FILES)
-    config = _read_json(folder / _JSON_FILES[0], hub_config.dpt_config)
+    config = _read_json(folder / _JSON_FILES[0], hub_config.foundation_config)
     if not (folder / _JSON_FILES[1]).is_file():
         return config, hub_config.default_preprocessing(config)
     return config, _read_json(folder / _JSON_FILES[1], Preprocessing.from_hf)
@@ -425,14 +434,17 @@ def _read_json(file: pathlib.Path, read: Callable[[Any], Any]) -> Any:
         raise WeightsError(f"{file}: {error}") from error
 
 
-def load_dpt(
-    source: str | pathlib.Path, config: DPTConfig, state: nnx.State, shardings: nnx.State
+def load_foundation(
+    source: str | pathlib.Path,
+    config: DPTConfig | MiniConfig,
+    state: nnx.State,
+    shardings: nnx.State,
 ) -> nnx.State:
-    """Parameters of a DPT or Depth Anything checkpoint, on their devices.
+    """Parameters of a foundation model's checkpoint, on their devices.
 
     Args:
-        source: as in `read_dpt_config`.
-        config: the architecture, from `read_dpt_config`.
+        source: as in `read_foundation_config`.
+        config: the architecture, from `read_foundation_config`.
         state: the model's parameters; shapes will do.
         shardings: where each goes.
     """
@@ -441,14 +453,14 @@ def load_dpt(
     return _filled(state, file.shapes, file.read, table, str(file.file), shardings)
 
 
-def save_dpt(
+def save_foundation(
     folder: pathlib.Path,
-    config: DPTConfig,
+    config: DPTConfig | MiniConfig,
     preprocessing: Preprocessing,
     state: nnx.State,
     dtype: np.typing.DTypeLike = np.float32,
 ) -> None:
-    """Writes a checkpoint that `load_dpt`, and transformers, can read."""
+    """Writes a checkpoint that `load_foundation` can read, and transformers one of a DPT."""
     folder.mkdir(parents=True, exist_ok=True)
     contents = (hub_config.to_json(config), preprocessing.to_hf())
     for name, content in zip(_JSON_FILES, contents, strict=True):
@@ -480,7 +492,7 @@ def _foreign_key(path: str, ndim: int, table: Table) -> tuple[str, tuple[int, ..
 
 
 def load_encoder(source: str | pathlib.Path, model: ResNet | MobileNet):
-    """Fills a student's encoder from a checkpoint of its architecture; `source` as in `load_dpt`.
+    """Fills a student's encoder from a checkpoint of its architecture; `source` as above.
 
     A classifier's is one: what lies behind the features is left out.
     """
