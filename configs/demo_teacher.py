@@ -16,7 +16,7 @@ from fsmde_jax.config import default_config
 
 
 def get_config(variant: str = ""):
-    """Pretraining (an hour on two CPU cores), or a measurement of the shipped model."""
+    """Pretraining (an hour on two CPU cores, after rendering), or a measurement."""
     config = default_config()
     config.task = "foundation"
     config.data.dataset = "world"

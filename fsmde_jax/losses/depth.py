@@ -79,7 +79,6 @@ def affine_invariant_loss(
     truth_inverse_depth: Float[Array, "b h w"],
     valid: Bool[Array, "b h w"],
     gradient_weight: float = 0.5,
-    num_scales: int = 4,
 ) -> Float[Array, ""]:
     """MiDaS's aligned loss and multi-scale gradient matching (arXiv 1907.01341), in log depth.
 
@@ -90,7 +89,7 @@ def affine_invariant_loss(
     truth = jnp.where(valid, truth_inverse_depth, 1.0)
     ratio = jnp.where(valid, jax.vmap(align)(inverse_depth, truth, valid) / truth, 1.0)
     residual = jnp.log(jnp.maximum(ratio, 0.25)) + 4.0 * jnp.minimum(ratio - 0.25, 0.0)
-    return _multi_scale_loss(residual, valid, gradient_weight, num_scales)
+    return _multi_scale_loss(residual, valid, gradient_weight)
 
 
 def scale_invariant_loss(
@@ -98,7 +97,6 @@ def scale_invariant_loss(
     truth_inverse_depth: Float[Array, "b h w"],
     valid: Bool[Array, "b h w"],
     gradient_weight: float = 0.5,
-    num_scales: int = 4,
 ) -> Float[Array, ""]:
     """The same where only the scale is aligned, per image, by the mean of log depth.
 
@@ -111,18 +109,15 @@ def scale_invariant_loss(
     count = jnp.maximum(jnp.sum(valid, axis=(1, 2), keepdims=True), 1)
     mean = jnp.sum(residual, axis=(1, 2), keepdims=True) / count
     residual = jnp.where(valid, residual - mean, 0.0)
-    return _multi_scale_loss(residual, valid, gradient_weight, num_scales)
+    return _multi_scale_loss(residual, valid, gradient_weight)
 
 
 def _multi_scale_loss(
-    residual: Float[Array, "b h w"],
-    valid: Bool[Array, "b h w"],
-    gradient_weight: float,
-    num_scales: int,
+    residual: Float[Array, "b h w"], valid: Bool[Array, "b h w"], gradient_weight: float
 ) -> Float[Array, ""]:
-    """Mean of |residual|, and of its differences between neighbours at several scales."""
+    """Mean of |residual|, and of its differences between neighbours at MiDaS's four scales."""
     loss = jnp.sum(jnp.abs(residual)) / jnp.maximum(jnp.sum(valid), 1)
-    for scale in range(num_scales):
+    for scale in range(4):
         step = 2**scale
         loss += gradient_weight * _gradient_loss(
             residual[:, ::step, ::step], valid[:, ::step, ::step]
