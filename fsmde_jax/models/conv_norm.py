@@ -5,6 +5,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
+from fsmde_jax.models.batch_norm import BatchNorm
 from fsmde_jax.models.convolution import convolve
 
 _kaiming = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -51,10 +52,10 @@ class ConvNorm(nnx.Module):
         )
         # Statistics stay float32 whatever the convolutions compute in. flax keeps the biased
         # running variance, torch the unbiased: n / (n - 1) apart, n = pixels of the batch.
-        self.norm = nnx.BatchNorm(channels_out, momentum=0.9, epsilon=epsilon, rngs=rngs)
+        self.norm = BatchNorm(channels_out, momentum=0.9, epsilon=epsilon, rngs=rngs)
 
     def __call__(
         self, x: Float[Array, "b h w c"], mask: Bool[Array, "b 1 1 1"] | None = None
     ) -> Float[Array, "b h2 w2 c2"]:
         """Convolves and normalises; `mask` chooses the images that count in the statistics."""
-        return self.norm(self.conv(x), mask=mask)
+        return self.norm(self.conv(x), mask)

@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, UInt8
 
 from fsmde_jax.errors import UserError
 from fsmde_jax.models import mobilenet, resnet
+from fsmde_jax.models.batch_norm import BatchNorm
 from fsmde_jax.models.bins import BinningHead, Bins
 from fsmde_jax.models.convolution import convolve
 from fsmde_jax.models.resize import resize_bilinear
@@ -108,14 +109,14 @@ class DecoderBlock(nnx.Module):
             rngs=rngs,
             dtype=dtype,
         )
-        self.norm = nnx.BatchNorm(out_channels, momentum=0.9, rngs=rngs)
+        self.norm = BatchNorm(out_channels, momentum=0.9, rngs=rngs)
 
     def __call__(
         self, x: Float[Array, "b h w c"], skip: Float[Array, "b h2 w2 d"], mask: Bool[Array, "b"]
     ) -> Float[Array, "b h2 w2 e"]:
         """Features at the skip's resolution."""
         x = jnp.concatenate([resize_bilinear(x, skip.shape[1:3]), skip], axis=-1)
-        return nnx.relu(self.norm(self.conv(x), mask=mask[:, None, None, None]))
+        return nnx.relu(self.norm(self.conv(x), mask[:, None, None, None]))
 
 
 class Student(nnx.Module):
