@@ -1,4 +1,4 @@
-"""Image resizing that equals torch's `interpolate`, as two small matrix products."""
+"""Image resizing that equals torch's `interpolate`, as two small matrix products or by slices."""
 
 import functools
 
@@ -57,6 +57,8 @@ def resize_bilinear(
     """
     if x.shape[1:3] == tuple(size):
         return x
+    if tuple(size) == (2 * x.shape[1], 2 * x.shape[2]) and not align_corners:
+        return _doubled(_doubled(x.astype(jnp.float32), 1), 2).astype(x.dtype)
     rows = _bilinear_matrix(x.shape[1], size[0], align_corners)
     return _resample(x, rows, _bilinear_matrix(x.shape[2], size[1], align_corners))
 
@@ -75,6 +77,18 @@ def resize_bicubic(
         return x
     rows = _bicubic_matrix(x.shape[1], size[0], offset)
     return _resample(x, rows, _bicubic_matrix(x.shape[2], size[1], offset))
+
+
+def _doubled(x: Float[Array, "b h w c"], axis: int) -> Float[Array, "b h2 w2 c"]:
+    """Twice as long, in one pass over memory: pixels lie a quarter from one of the old ones."""
+    size = x.shape[axis]
+    cut = functools.partial(jax.lax.slice_in_dim, x, axis=axis)
+    before = jnp.concatenate([cut(0, 1), cut(0, size - 1)], axis)
+    behind = jnp.concatenate([cut(1, size), cut(size - 1, size)], axis)
+    pairs = jnp.concatenate(
+        [jnp.expand_dims(0.75 * x + 0.25 * other, axis + 1) for other in (before, behind)], axis + 1
+    )
+    return pairs.reshape(*x.shape[:axis], 2 * size, *x.shape[axis + 1 :])
 
 
 def _resample(
