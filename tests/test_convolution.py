@@ -95,3 +95,8 @@ def test_bfloat16_modules_take_it(monkeypatch):
     grads = nnx.grad(lambda conv: jnp.sum(conv(x).astype(jnp.float32) ** 2))(conv)
     assert grads.kernel[...].dtype == jnp.float32
     assert jnp.isfinite(grads.kernel[...]).all()
+
+
+@pytest.mark.parametrize("size", [(8, 12), (2, 6)], ids=str)
+def test_halving(size):
+    assert_equals_xlas(normal(3, *size, 4), normal(3, 3, 4, 5), (2, 2), [(1, 1), (1, 1)])

@@ -1,8 +1,8 @@
 """Convolutions as `nnx.Conv` computes them (`conv_general_dilated=`), with other ways on CPUs.
 
-XLA's CPU backend is slow at depthwise convolutions, at 1x1 convolutions' gradients and at the
-gradient of a 3x3 kernel over large maps. `fsmde_jax/reports/training_speed.md` has the figures.
-Accelerators and the export keep XLA's own; results differ by rounding alone.
+XLA's CPU backend is slow at depthwise convolutions, at the gradients of 1x1 convolutions, of a 3x3
+kernel over large maps, and of 3x3 convolutions of stride 2. `fsmde_jax/reports/training_speed.md`
+has the figures. Accelerators and the export keep XLA's own; results differ by rounding alone.
 """
 
 import functools
@@ -42,6 +42,8 @@ def convolve(
         on_cpu = functools.partial(_matrix_product, strides=strides)
     elif winograd.applies(kernel.shape, strides, padding):
         on_cpu = functools.partial(_with_winograd_gradient, xlas)
+    elif _halves(x.shape[1:3], kernel.shape[:2], strides, padding):
+        on_cpu = functools.partial(_with_gradients_of_halving, xlas)
     else:
         return xlas(x, kernel)
     return jax.lax.platform_dependent(x, kernel, cpu=on_cpu, default=xlas)
@@ -103,3 +105,75 @@ def _gradients(xlas, saved, out_grad):
 
 
 _with_winograd_gradient.defvjp(_save_inputs, _gradients)
+
+
+def _halves(
+    size: tuple[int, int], kernel_size: tuple[int, int], strides: tuple[int, int], padding: Any
+) -> bool:
+    """Whether it is a 3x3 convolution of stride 2 that halves even sides, padded evenly."""
+    even = not any(side % 2 for side in size)
+    padded = all(tuple(p) == (1, 1) for p in padding)
+    return even and padded and kernel_size == (3, 3) and tuple(strides) == (2, 2)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _with_gradients_of_halving(
+    xlas: Callable[[Array, Array], Array],
+    x: Float[Array, "b h w c"],
+    kernel: Float[Array, "3 3 c d"],
+) -> Float[Array, "b h2 w2 d"]:
+    """XLA's convolution; both gradients are dense ones and products of what it saw."""
+    return xlas(x, kernel)
+
+
+def _gradients_of_halving(_, saved, out_grad):
+    x, kernel = saved
+    return _by_phases(out_grad, kernel), _by_taps(x, out_grad).astype(kernel.dtype)
+
+
+_with_gradients_of_halving.defvjp(_save_inputs, _gradients_of_halving)
+
+
+def _by_phases(
+    out_grad: Float[Array, "b h w d"], kernel: Float[Array, "3 3 c d"]
+) -> Float[Array, "b h2 w2 c"]:
+    """The gradient of maps that a 3x3 convolution halved.
+
+    A pixel with even coordinates was seen by the middle of the kernel alone, others by both sides
+    of it: four dense convolutions, side by side, where XLA puts zeros between `out_grad`.
+    """
+    taps = ((1,), (2, 0))  # of the kernel, onto even and odd rows or columns
+
+    def phase(rows, columns):
+        seen = kernel[jnp.array(rows)][:, jnp.array(columns)]
+        return jax.lax.conv_general_dilated(
+            out_grad,
+            seen,
+            (1, 1),
+            [(0, len(rows) - 1), (0, len(columns) - 1)],
+            dimension_numbers=("NHWC", "HWOI", "NHWC"),
+        )
+
+    phases = jnp.stack([jnp.stack([phase(r, c) for c in taps], 3) for r in taps], 2)
+    b, height, width, _ = out_grad.shape
+    return phases.reshape(b, 2 * height, 2 * width, -1)
+
+
+def _by_taps(
+    x: Float[Array, "b h w c"], out_grad: Float[Array, "b h2 w2 d"]
+) -> Float[Array, "3 3 c d"]:
+    """The gradient of a 3x3 kernel that halved maps: a matrix product for each of its taps."""
+    _, height, width, channels = out_grad.shape
+    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    out_grad = out_grad.reshape(-1, channels)
+
+    def tap(row, column):
+        seen = padded[:, row : row + 2 * height : 2, column : column + 2 * width : 2]
+        return jnp.einsum(
+            "pc,pd->cd",
+            seen.reshape(len(out_grad), -1),
+            out_grad,
+            preferred_element_type=jnp.float32,
+        )
+
+    return jnp.stack([jnp.stack([tap(row, column) for column in range(3)]) for row in range(3)])
