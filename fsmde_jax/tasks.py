@@ -33,7 +33,6 @@ from fsmde_jax.losses.objective import (
     true_targets,
 )
 from fsmde_jax.models import hub_config, weights
-from fsmde_jax.models.bins import Bins
 from fsmde_jax.models.dpt import DPTConfig
 from fsmde_jax.models.mini import MiniConfig
 from fsmde_jax.models.preprocess import Preprocessing
@@ -145,8 +144,8 @@ def _teacher_head(config: ConfigDict) -> Task:
         output = model(*teacher_inputs(batch))
         terms = {"silog": silog_on_lidar(output.depth_m, batch, objective)}
         if objective.bin_likelihood:
-            bins = Bins(output.logits, output.centers_m)
-            terms["bin_likelihood"] = likelihood_on_lidar(bins, batch)
+            likelihood = likelihood_on_lidar(output.logits, output.centers_m, batch)
+            terms["bin_likelihood"] = likelihood
         return sum(objective[name] * value for name, value in terms.items()), terms
 
     return Task(

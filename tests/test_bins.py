@@ -1,10 +1,12 @@
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
+from fsmde_jax.models.binned_depth import expected_depth
 from fsmde_jax.models.bins import BinningHead, Bins, soft_clip
 from fsmde_jax.models.dpt import DPTConfig, DPTOutput
 from fsmde_jax.models.preprocess import Preprocessing
@@ -149,12 +151,12 @@ def test_a_fresh_head_believes_the_relative_prediction():
 def test_confidence_falls_with_the_spread_of_log_depth():
     centers_m = jnp.array([[[2.0, 4.0, 16.0]]])
     logits = jnp.log(jnp.array([[1.0, 1e-9, 1e-9], [0.5, 0.5, 1e-9], [0.5, 1e-9, 0.5]]))
-    confidence = Bins(logits[None, None, None], centers_m).confidence[0, 0, 0]
+    confidence = Bins(logits[None, None, None], centers_m, depth_m=None).confidence[0, 0, 0]
     expected = [1.0, np.exp(-np.log(2) / 2), np.exp(-np.log(8) / 2)]
     np.testing.assert_allclose(confidence, expected, rtol=1e-3)
 
 
 def test_depth_of_certain_bins_is_their_center():
     logits = jnp.full((1, 1, 1, 1, 3), -50.0).at[..., 1].set(50.0)
-    bins = Bins(logits, jnp.array([[[1.0, 5.0, 9.0]]]))
-    assert float(bins.depth_m[0, 0, 0, 0]) == pytest.approx(5.0)
+    depth_m = expected_depth(jax.nn.softmax(logits), jnp.array([[[1.0, 5.0, 9.0]]]))
+    assert float(depth_m[0, 0, 0, 0]) == pytest.approx(5.0)

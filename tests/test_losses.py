@@ -194,7 +194,8 @@ def test_likelihood_at_lidar_is_that_of_the_pixels_they_lie_in(student):
     rows, columns = RNG.integers(0, bins.logits.shape[2:4], (50, 2)).T
     stride = H // bins.logits.shape[2]
     xy = jnp.tile(jnp.stack([columns, rows], -1) * stride + stride / 2, (B, N, 1, 1))
-    value = likelihood_on_lidar(bins, batch | {"lidar_xy": xy.astype(jnp.float32)})
+    batch |= {"lidar_xy": xy.astype(jnp.float32)}
+    value = likelihood_on_lidar(bins.logits, bins.centers_m, batch)
     truth = batch["lidar_depth_m"]
     centers = jnp.broadcast_to(bins.centers_m[:, :, None], (B, N, 50, K))
     expected = depth.bin_likelihood(bins.logits[:, :, rows, columns], centers, truth, truth > 0)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from fsmde_jax.models.bins import expected_depth
+from fsmde_jax.models.binned_depth import expected_depth
 
 
 def bin_divergence(

@@ -10,7 +10,6 @@ from jaxtyping import Array, Bool, Float
 from ml_collections import ConfigDict
 
 from fsmde_jax.losses import baselines, cross_interaction, depth, view_relational
-from fsmde_jax.models.bins import Bins
 from fsmde_jax.models.resize import resize_bilinear
 from fsmde_jax.models.student import StudentOutput
 from fsmde_jax.models.teacher import TeacherOutput
@@ -144,11 +143,13 @@ def silog_on_lidar(
     return depth.silog(at_lidar, batch["lidar_depth_m"], valid, config.silog_variance_focus)
 
 
-def likelihood_on_lidar(bins: Bins, batch: dict[str, Array]) -> Float[Array, ""]:
-    """Negative log likelihood of the batch's LiDAR points under the bins, at any resolution."""
+def likelihood_on_lidar(
+    logits: Float[Array, "b n h w k"], centers_m: Float[Array, "b n k"], batch: dict[str, Array]
+) -> Float[Array, ""]:
+    """Negative log likelihood of the batch's LiDAR points under bins of any resolution."""
     read = jax.vmap(depth.sample_at_lidar, in_axes=(-1, None, None), out_axes=-1)
-    logits = read(bins.logits, batch["lidar_xy"], batch["image"].shape[2:4])
-    centers_m = jnp.broadcast_to(bins.centers_m[:, :, None], logits.shape)
+    logits = read(logits, batch["lidar_xy"], batch["image"].shape[2:4])
+    centers_m = jnp.broadcast_to(centers_m[:, :, None], logits.shape)
     truth_m = batch["lidar_depth_m"]
     return depth.bin_likelihood(logits, centers_m, truth_m, truth_m > 0)
 

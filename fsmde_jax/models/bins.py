@@ -15,6 +15,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
+from fsmde_jax.models.binned_depth import PixelWeights, depth_of_bins, expected_depth
 from fsmde_jax.models.convolution import convolve
 
 
@@ -23,11 +24,7 @@ class Bins(NamedTuple):
 
     logits: Float[Array, "b n h w k"]  # of probabilities over bins, near to far
     centers_m: Float[Array, "b n k"]  # strictly increasing
-
-    @property
-    def depth_m(self) -> Float[Array, "b n h w"]:
-        """z-depth in metres."""
-        return expected_depth(jax.nn.softmax(self.logits), self.centers_m)
+    depth_m: Float[Array, "b n h w"]  # z-depth
 
     @property
     def confidence(self) -> Float[Array, "b n h w"]:
@@ -40,13 +37,6 @@ class Bins(NamedTuple):
         mean = expected_depth(probabilities, log_centers)
         spread = expected_depth(probabilities, log_centers**2) - mean**2
         return jnp.exp(-jnp.sqrt(jnp.maximum(spread, 1e-12)))
-
-
-def expected_depth(
-    probabilities: Float[Array, "b n h w k"], centers_m: Float[Array, "b n k"]
-) -> Float[Array, "b n h w"]:
-    """Probability-weighted mean of the bin centers, in metres."""
-    return jnp.einsum("bnhwk,bnk->bnhw", probabilities, centers_m)
 
 
 def soft_clip(
@@ -132,7 +122,16 @@ class BinningHead(nnx.Module):
         hidden = self.hidden(self.image_norm(image_features.astype(jnp.float32)))
         raw = self.widths(nnx.gelu(hidden))
         log_centers = self._log_canonical_centers(raw) + jnp.log(focal_ratio)[..., None]
-        return Bins(logits, jnp.exp(soft_clip(log_centers, *self.log_range)))
+        centers_m = jnp.exp(soft_clip(log_centers, *self.log_range))
+        if self.relative is not None:
+            return Bins(logits, centers_m, expected_depth(jax.nn.softmax(logits), centers_m))
+        weights = PixelWeights(
+            self.pixel_norm.scale[...],
+            self.pixel_norm.bias[...],
+            self.classifier.kernel[...][0, 0],
+            self.classifier.bias[...],
+        )
+        return Bins(logits, centers_m, depth_of_bins(logits, centers_m, pixel_features, weights))
 
     def _log_canonical_centers(self, raw: Float[Array, "b n k1"]) -> Float[Array, "b n k"]:
         low, high = self.log_range
