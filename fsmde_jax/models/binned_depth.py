@@ -40,13 +40,13 @@ def depth_of_bins(
     features: Float[Array, "b n h w c"],
     weights: PixelWeights,
 ) -> Float[Array, "b n h w"]:
-    """The mean of the centers, in metres; `logits` are what `weights` make of `features`.
+    """The mean of the centers, in metres; float32 `logits` that `weights` make of `features`.
 
-    Where the CPU is the only device, large float32 maps are differentiated in strips, by features
-    and weights; otherwise the gradient goes through the logits.
+    Where the CPU is the only device, large maps are differentiated in strips, by features and
+    weights; otherwise the gradient goes through the logits.
     """
     cpu_alone = jax.default_backend() == "cpu" and jax.device_count() == 1
-    if cpu_alone and features.dtype == jnp.float32 and _rows(features, weights) < logits.shape[2]:
+    if cpu_alone and _rows(features, weights) < logits.shape[2]:
         return _in_strips(jax.lax.stop_gradient(logits), centers_m, features, weights)
     return expected_depth(jax.nn.softmax(logits), centers_m)
 

@@ -123,7 +123,7 @@ class BinningHead(nnx.Module):
         raw = self.widths(nnx.gelu(hidden))
         log_centers = self._log_canonical_centers(raw) + jnp.log(focal_ratio)[..., None]
         centers_m = jnp.exp(soft_clip(log_centers, *self.log_range))
-        if self.relative is not None:
+        if self.relative is not None or self.classifier.dtype != jnp.float32:
             return Bins(logits, centers_m, expected_depth(jax.nn.softmax(logits), centers_m))
         weights = PixelWeights(
             self.pixel_norm.scale[...],

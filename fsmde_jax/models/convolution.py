@@ -41,9 +41,9 @@ def convolve(
     elif kernel.shape[:2] == (1, 1) and not any(map(any, padding)):
         on_cpu = functools.partial(_matrix_product, strides=strides)
     elif winograd.applies(kernel.shape, strides, padding):
-        on_cpu = functools.partial(_with_winograd_gradient, xlas)
+        on_cpu = functools.partial(_with_gradients, xlas, _by_winograd)
     elif _halves(x.shape[1:3], kernel.shape[:2], strides, padding):
-        on_cpu = functools.partial(_with_gradients_of_halving, xlas)
+        on_cpu = functools.partial(_with_gradients, xlas, _of_halving)
     else:
         return xlas(x, kernel)
     return jax.lax.platform_dependent(x, kernel, cpu=on_cpu, default=xlas)
@@ -82,29 +82,39 @@ def _sum_of_shifted(
     return total.astype(x.dtype)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _with_winograd_gradient(
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _with_gradients(
     xlas: Callable[[Array, Array], Array],
+    gradients: Callable[..., tuple[Array, Array]],
     x: Float[Array, "b h w c"],
     kernel: Float[Array, "3 3 c d"],
-) -> Float[Array, "b h w d"]:
-    """XLA's convolution; the gradient of its kernel is `winograd.py`'s where that pays."""
+) -> Float[Array, "b h2 w2 d"]:
+    """XLA's convolution; `gradients(xlas, x, kernel, out_grad)` are those of maps and kernel."""
     return xlas(x, kernel)
 
 
-def _save_inputs(xlas, x, kernel):
+def _save_inputs(xlas, _, x, kernel):
     return xlas(x, kernel), (x, kernel)
 
 
-def _gradients(xlas, saved, out_grad):
-    x, kernel = saved
+def _call(xlas, gradients, saved, out_grad):
+    return gradients(xlas, *saved, out_grad)
+
+
+_with_gradients.defvjp(_save_inputs, _call)
+
+
+def _by_winograd(xlas, x, kernel, out_grad):
+    """XLA's; that of the kernel is `winograd.py`'s where it pays."""
     x_grad, kernel_grad = jax.vjp(xlas, x, kernel)[1](out_grad)
     if winograd.pays(x.shape, kernel.shape):
         kernel_grad = winograd.kernel_gradient_3x3(x, out_grad).astype(kernel.dtype)
     return x_grad, kernel_grad
 
 
-_with_winograd_gradient.defvjp(_save_inputs, _gradients)
+def _of_halving(_, x, kernel, out_grad):
+    """Dense convolutions, and products of what the kernel saw."""
+    return _by_phases(out_grad, kernel), _by_taps(x, out_grad).astype(kernel.dtype)
 
 
 def _halves(
@@ -114,24 +124,6 @@ def _halves(
     even = not any(side % 2 for side in size)
     padded = all(tuple(p) == (1, 1) for p in padding)
     return even and padded and kernel_size == (3, 3) and tuple(strides) == (2, 2)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _with_gradients_of_halving(
-    xlas: Callable[[Array, Array], Array],
-    x: Float[Array, "b h w c"],
-    kernel: Float[Array, "3 3 c d"],
-) -> Float[Array, "b h2 w2 d"]:
-    """XLA's convolution; both gradients are dense ones and products of what it saw."""
-    return xlas(x, kernel)
-
-
-def _gradients_of_halving(_, saved, out_grad):
-    x, kernel = saved
-    return _by_phases(out_grad, kernel), _by_taps(x, out_grad).astype(kernel.dtype)
-
-
-_with_gradients_of_halving.defvjp(_save_inputs, _gradients_of_halving)
 
 
 def _by_phases(
