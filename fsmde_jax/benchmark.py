@@ -34,6 +34,7 @@ from ml_collections import ConfigDict, config_flags
 
 from fsmde_jax import (
     benchmark_teachers,
+    compiler,
     dry_run,
     export,
     process,
@@ -139,7 +140,7 @@ def _rigs(config: ConfigDict, batch: int) -> tuple[np.ndarray, np.ndarray]:
 
 def _jax_contestant(function: Callable, inputs: tuple, parameters: int) -> Contestant:
     """Compiled for these inputs, with the compiler's counts."""
-    lowered = jax.jit(function).lower(*inputs)
+    lowered = jax.jit(function, compiler_options=compiler.inference_options()).lower(*inputs)
     compiled = lowered.compile()
     on_device = jax.device_put(inputs)
     memory = compiled.memory_analysis()

@@ -43,8 +43,8 @@ from ml_collections import ConfigDict
 from PIL import Image
 from tqdm import tqdm
 
+from fsmde_jax import compiler, export, point_cloud, process, rig, state, visualize
 from fsmde_jax import config as config_lib
-from fsmde_jax import export, point_cloud, process, rig, state, visualize
 from fsmde_jax.data import inputs, photos
 from fsmde_jax.data.inputs import Item
 from fsmde_jax.errors import UserError
@@ -142,7 +142,7 @@ def _choose(saves: Sequence[str] | None, kind: str) -> tuple[str, ...]:
 
 def _runner(student) -> Callable[[Item], tuple[np.ndarray, np.ndarray]]:
     """Item -> (depth_m, confidence) [n h w]; compiled once for every number and size of images."""
-    function = jax.jit(export.inference(student))
+    function = jax.jit(export.inference(student), compiler_options=compiler.inference_options())
 
     def run(item: Item) -> tuple[np.ndarray, np.ndarray]:
         outputs = function(item.sample["image"][None], item.sample["intrinsics"][None])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from fsmde_jax import compiler
+from fsmde_jax import compiler, export
 from fsmde_jax.models.student import Student, StudentConfig
 
 
@@ -18,16 +18,9 @@ def options():
     return found
 
 
-@pytest.fixture
-def unasked():
-    """Nothing is known of this XLA, before the test and after it."""
-    compiler._has_onednn.cache_clear()
-    yield
-    compiler._has_onednn.cache_clear()
-
-
-def test_a_student_has_the_same_depth_and_gradients(options):
-    student = Student(
+@pytest.fixture(scope="module")
+def student():
+    return Student(
         StudentConfig.tiny(),
         num_bins=16,
         min_depth_m=0.1,
@@ -37,15 +30,42 @@ def test_a_student_has_the_same_depth_and_gradients(options):
         centers_kind="unbounded",
         rngs=nnx.Rngs(0),
     )
-    graph, params, rest = nnx.split(student, nnx.Param, ...)
+
+
+@pytest.fixture(scope="module")
+def rig():
+    """Images and intrinsics of two cameras."""
     pixels = np.random.default_rng(0).integers(0, 256, (1, 2, 32, 64, 3))
-    image = jnp.asarray(pixels, jnp.uint8)
-    intrinsics = jnp.tile(jnp.array([[60.0, 0, 32], [0, 60, 16], [0, 0, 1]]), (1, 2, 1, 1))
+    intrinsics = jnp.array([[60.0, 0, 32], [0, 60, 16], [0, 0, 1]])
+    return jnp.asarray(pixels, jnp.uint8), jnp.tile(intrinsics, (1, 2, 1, 1))
+
+
+def test_a_student_predicts_the_same(options, student, rig):
+    student.eval()
+    depths, texts = [], []
+    for chosen in ({}, compiler.inference_options()):
+        predict = jax.jit(export.inference(student), compiler_options=chosen).lower(*rig).compile()
+        depths.append(predict(*rig)[0])
+        texts.append(predict.as_text())
+    assert ["__onednn$convolution" in text for text in texts] == [False, True]
+    np.testing.assert_allclose(*depths, rtol=1e-5)
+
+
+@pytest.fixture
+def unasked():
+    """Nothing is known of this XLA, before the test and after it."""
+    compiler._has_onednn.cache_clear()
+    yield
+    compiler._has_onednn.cache_clear()
+
+
+def test_a_student_has_the_same_depth_and_gradients(options, student, rig):
+    graph, params, rest = nnx.split(student, nnx.Param, ...)
 
     def loss(params):
         model = nnx.merge(graph, params, rest, copy=True)
         model.train()
-        return jnp.mean(jnp.log(model(image, intrinsics, jnp.ones((1, 2), bool)).depth_m) ** 2)
+        return jnp.mean(jnp.log(model(*rig, jnp.ones((1, 2), bool)).depth_m) ** 2)
 
     results, texts = [], []
     for chosen in ({}, options):
@@ -66,9 +86,9 @@ def test_short_runs_and_other_devices_are_left_to_xla(monkeypatch, unasked):
     monkeypatch.setattr(jax, "jit", lambda *_, **__: pytest.fail("XLA was asked"))
     assert compiler.step_options(40) == {}
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert compiler.step_options(1000) == {}
+    assert compiler.step_options(1000) == compiler.inference_options() == {}
 
 
 def test_an_xla_without_the_options_chooses(monkeypatch, unasked):
-    monkeypatch.setattr(compiler, "_ONEDNN", {"xla_cpu_no_such_option": True})
-    assert compiler.step_options(1000) == {}
+    monkeypatch.setattr(compiler, "_INFERENCE", {"xla_cpu_no_such_option": True})
+    assert compiler.step_options(1000) == compiler.inference_options() == {}
