@@ -17,6 +17,7 @@ forward pass beside transformers' torch model.
 """
 
 import json
+import os
 import pathlib
 import shlex
 import sys
@@ -409,6 +410,8 @@ def main(_) -> None:
     except UserError as error:
         sys.exit(f"error: {error}")
     command = shlex.join(["python", "-m", "fsmde_jax.benchmark", *sys.argv[1:]])
+    if tunables := os.environ.get("GLIBC_TUNABLES"):  # huge pages, which large maps gain from
+        command = f"GLIBC_TUNABLES={shlex.quote(tunables)} {command}"
     about = timing.machine()
     if set(found) - {"input"}:  # whose rate is of one stretch
         about += f" Medians of {flags.FLAGS.repeats} turns."
