@@ -9,9 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from PIL import Image
 from tiny_run import prepare_recording, tiny_config
 
-from fsmde_jax import export, train
+from fsmde_jax import config as config_lib
+from fsmde_jax import export, state, train
 from fsmde_jax.errors import UserError
 from fsmde_jax.models.student import Student, StudentConfig
 
@@ -56,9 +58,6 @@ def test_a_function_is_the_students_in_a_process_without_the_package(workdir, tm
     assert test["confidence"].shape == test["depth_m"].shape
     assert ((test["confidence"] > 0) & (test["confidence"] <= 1)).all()
 
-    from fsmde_jax import config as config_lib
-    from fsmde_jax import state
-
     student = state.load_student(config_lib.load_config(workdir), workdir)
     image, intrinsics = three_of(test)
     expected = jax.jit(export.inference(student))(image, intrinsics)
@@ -71,6 +70,41 @@ def test_a_function_is_the_students_in_a_process_without_the_package(workdir, tm
         found = loaded.call(image, intrinsics)
     for ours, theirs in zip(expected, found, strict=True):
         np.testing.assert_allclose(theirs, ours, rtol=1e-4)
+
+
+CALLS = {
+    "stablehlo": "student.call(image, intrinsics)",
+    "onnx": 'student.run(None, {"image": image, "intrinsics": intrinsics})',
+}
+
+
+@pytest.mark.parametrize("format_", CALLS)
+def test_real_frames_in_a_process_without_the_package(workdir, shared_dir, tmp_path, format_):
+    for package in ("onnx", "onnxruntime") if format_ == "onnx" else ("flatbuffers",):
+        pytest.importorskip(package)
+    folder = tmp_path / "out"
+    export.export(workdir, format_, folder)
+    test = np.load(folder / "self_test.npz")
+    _, cameras, height, width, _ = test["image"].shape
+    frames = sorted((shared_dir / "real/dgp/scene_01/rgb").rglob("*.jpg"))
+    assert len(frames) == 9
+    frames = [np.asarray(Image.open(frame).resize((width, height))) for frame in frames]
+    image = np.stack(
+        [np.take(frames, range(i, i + cameras), axis=0, mode="wrap") for i in (0, 3, 6)]
+    )
+    intrinsics = np.tile(test["intrinsics"], (3, 1, 1, 1))
+    student = state.load_student(config_lib.load_config(workdir), workdir)
+    depth_m, confidence = jax.jit(export.inference(student))(image, intrinsics)
+    values = {"depth_m": depth_m, "confidence": confidence}
+    np.savez(folder / "real.npz", image=image, intrinsics=intrinsics, **values)
+    more = f"""
+real = np.load("real.npz")
+for batch in (1, 3):
+    image, intrinsics = real["image"][:batch], real["intrinsics"][:batch]
+    for name, found in zip(("depth_m", "confidence"), {CALLS[format_]}, strict=True):
+        np.testing.assert_allclose(found, real[name][:batch], rtol=1e-4)
+"""
+    run_readme(folder, more)
 
 
 def test_parameters_are_read_without_the_package(workdir, tmp_path):
