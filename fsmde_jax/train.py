@@ -4,6 +4,7 @@ One loop serves all tasks of `tasks.py`. The state is a pure pytree, split once 
 modules; the jitted step takes it donated and the frozen parts (teacher, foundation model) beside.
 """
 
+import functools
 import json
 import logging
 import pathlib
@@ -43,15 +44,32 @@ def make_schedule(config: ConfigDict) -> optax.Schedule:
 
 
 def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
-    """AdamW with clipped gradients; biases, norms and the like do not decay."""
-    return optax.chain(
-        optax.clip_by_global_norm(config.optimizer.clip_norm),
-        optax.adamw(
-            make_schedule(config),
-            weight_decay=config.optimizer.weight_decay,
-            mask=lambda params: jax.tree.map(lambda leaf: leaf.ndim > 1, params),
-        ),
-    )
+    """AdamW or Muon after clipping gradients; biases, norms and the like do not decay.
+
+    Muon (https://kellerjordan.github.io/posts/muon) takes a kernel for a matrix from all its
+    inputs to its outputs; its updates are as large as AdamW's (arXiv 2502.16982, section 2.2), so
+    learning rates compare. Biases, norms and the like stay with AdamW.
+    """
+    rate, decay = make_schedule(config), config.optimizer.weight_decay
+    decays = functools.partial(jax.tree.map, lambda leaf: leaf.ndim > 1)
+    match config.optimizer.name:
+        case "adamw":
+            update = optax.adamw(rate, weight_decay=decay, mask=decays)
+        case "muon":
+            update = optax.contrib.muon(
+                rate,
+                weight_decay=decay,
+                muon_weight_dimension_numbers=functools.partial(jax.tree.map, _matrix_axes),
+                consistent_rms=0.2,
+            )
+    return optax.chain(optax.clip_by_global_norm(config.optimizer.clip_norm), update)
+
+
+def _matrix_axes(leaf: Array) -> optax.contrib.MuonDimensionNumbers | None:
+    if leaf.ndim < 2:
+        return None
+    *inputs, output = range(leaf.ndim)
+    return optax.contrib.MuonDimensionNumbers(tuple(inputs), output)
 
 
 def make_train_step(

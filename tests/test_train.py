@@ -62,8 +62,37 @@ def test_metrics_hold_loss_terms_and_norms(finished):
     assert json.loads((finished / "config.json").read_text())["name"] == "tiny"
 
 
-def test_a_resumed_run_equals_an_uninterrupted_one(config, finished, tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def finished_by_muon(config, tmp_path_factory):
+    """The same with the other optimizer: (config, workdir)."""
+    workdir = tmp_path_factory.mktemp("muon")
+    config = config.copy_and_resolve_references()
+    config.optimizer.name = "muon"
+    assert train.train(config, workdir) is None
+    return config, workdir
+
+
+def test_muon_turns_kernels_by_orthogonal_matrices_as_large_as_adamws_updates(config):
+    config = config.copy_and_resolve_references()
+    config.optimizer.update({"name": "muon", "warmup_fraction": 0.0, "weight_decay": 0.0})
+    optimizer = train.make_optimizer(config)
+    values = np.random.default_rng(0).standard_normal
+    grads = {"kernel": jnp.asarray(values((3, 3, 4, 8))), "bias": jnp.asarray(values(8))}
+    updates, _ = optimizer.update(grads, optimizer.init(grads), grads)
+    stretches = np.linalg.svd(updates["kernel"].reshape(36, 8), compute_uv=False)
+    assert stretches.max() / stretches.min() < 2.0  # of the gradient itself: 2.6
+    rate = config.optimizer.learning_rate
+    assert np.std(updates["kernel"]) == pytest.approx(0.2 * rate, rel=0.3)
+    np.testing.assert_allclose(np.abs(updates["bias"]), rate, rtol=0.5)  # Nesterov's first step
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_resumed_run_equals_an_uninterrupted_one(optimizer, tmp_path, monkeypatch, request):
     """Dies without saving after step 5; the checkpoint of step 4 goes on."""
+    if optimizer == "adamw":
+        config, finished = request.getfixturevalue("config"), request.getfixturevalue("finished")
+    else:
+        config, finished = request.getfixturevalue("finished_by_muon")
 
     class Killed(Exception):
         pass
