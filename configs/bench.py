@@ -44,6 +44,7 @@ def get_config(variant: str = ""):
     config.teacher.head_stage.objective.bin_likelihood = 0.1
     for run in (config, config.teacher.head_stage):
         run.teacher.weights = "dpt-mini-world"  # the shipped teacher of the time
+        run.optimizer.update({"name": "adamw", "learning_rate": 4e-3})
         run.data.batch_size = 4
         run.teacher.image = "prepared"
         run.evaluation.references = False

@@ -50,7 +50,8 @@ def small_config():
     config.bins.centers_kind = "unbounded"
     config.teacher.weights = "mini-world"
     config.teacher.binning = "head"
-    config.optimizer.learning_rate = 4e-3
+    config.optimizer.name = "muon"
+    config.optimizer.learning_rate = 8e-3
     config.optimizer.clip_norm = 0.3
     config.train.log_every = 100
     config.train.checkpoint_every = 200

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 from fsmde_jax.models import mini, weights
 from fsmde_jax.models.hub_config import default_preprocessing, foundation_config, to_json
 
-SMALL = mini.MiniConfig((16, 24), (8, 16, 16), (16, 8))
+SMALL = mini.MiniConfig((16, 24), (8, 16, 16), (1, 2), (16, 8))
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,9 @@ def test_every_pixel_of_a_block_has_an_output_of_its_own(model):
 
 def test_sizes_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="decoder_channels must be one less"):
-        mini.MiniConfig(encoder_channels=(8, 16), decoder_channels=(16, 8))
+        mini.MiniConfig(encoder_channels=(8, 16), encoder_blocks=(1,), decoder_channels=(16, 8))
+    with pytest.raises(ValueError, match="encoder_blocks must be one less"):
+        mini.MiniConfig(encoder_channels=(8, 16), encoder_blocks=(1, 1), decoder_channels=(8,))
 
 
 def test_its_config_is_read_back():

@@ -27,21 +27,24 @@ class MiniConfig:
     Args:
         image_size: (height, width) in pixels that it is trained on.
         encoder_channels: of the maps at strides 2, 4, 8, ...
+        encoder_blocks: residual blocks that make each map but the first.
         decoder_channels: on the way back, coarsest first, to stride 2.
         num_groups: groups of every group norm.
     """
 
     image_size: tuple[int, int] = (96, 160)
-    encoder_channels: tuple[int, ...] = (16, 24, 48, 96, 128)
-    decoder_channels: tuple[int, ...] = (64, 48, 32, 16)
+    encoder_channels: tuple[int, ...] = (16, 32, 64, 128, 192)
+    encoder_blocks: tuple[int, ...] = (1, 2, 2, 1)
+    decoder_channels: tuple[int, ...] = (96, 64, 32, 24)
     num_groups: int = 8
 
     def __post_init__(self):
-        if len(self.decoder_channels) != len(self.encoder_channels) - 1:
-            raise ValueError(
-                "decoder_channels must be one less than encoder_channels: "
-                f"{self.decoder_channels}, {self.encoder_channels}"
-            )
+        for name in ("encoder_blocks", "decoder_channels"):
+            if len(getattr(self, name)) != len(self.encoder_channels) - 1:
+                raise ValueError(
+                    f"{name} must be one less than encoder_channels: "
+                    f"{getattr(self, name)}, {self.encoder_channels}"
+                )
 
     @property
     def patch_size(self) -> int:
@@ -84,17 +87,20 @@ class ConvGroupNorm(nnx.Module):
         return self.norm(self.conv(x))
 
 
-class Halving(nnx.Module):
-    """Residual block of two 3x3 convolutions that halves both sides."""
+class Block(nnx.Module):
+    """Residual block of two 3x3 convolutions; of stride 2 it halves both sides."""
 
-    def __init__(self, channels_in, channels_out, num_groups, **kwargs):
-        self.conv1 = ConvGroupNorm(channels_in, channels_out, 3, 2, num_groups, **kwargs)
-        self.conv2 = ConvGroupNorm(channels_out, channels_out, 3, 1, num_groups, **kwargs)
-        self.shortcut = ConvGroupNorm(channels_in, channels_out, 1, 2, num_groups, **kwargs)
+    def __init__(self, channels_in, channels_out, stride, **kwargs):
+        self.conv1 = ConvGroupNorm(channels_in, channels_out, 3, stride, **kwargs)
+        self.conv2 = ConvGroupNorm(channels_out, channels_out, 3, 1, **kwargs)
+        self.shortcut = nnx.data(None)
+        if stride > 1:
+            self.shortcut = ConvGroupNorm(channels_in, channels_out, 1, stride, **kwargs)
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
         """The residual sum after its ReLU."""
-        return jax.nn.relu(self.conv2(jax.nn.relu(self.conv1(x))) + self.shortcut(x))
+        kept = x if self.shortcut is None else self.shortcut(x)
+        return jax.nn.relu(self.conv2(jax.nn.relu(self.conv1(x))) + kept)
 
 
 class Mini(nnx.Module):
@@ -107,8 +113,10 @@ class Mini(nnx.Module):
         self.stem = ConvGroupNorm(12, first, 3, 1, **kwargs)
         self.stages = nnx.List()
         channels = first
-        for out in others:
-            self.stages.append(Halving(channels, out, **kwargs))
+        for out, count in zip(others, config.encoder_blocks, strict=True):
+            first_block = Block(channels, out, 2, **kwargs)
+            others_too = [Block(out, out, 1, **kwargs) for _ in range(count - 1)]
+            self.stages.append(nnx.Sequential(first_block, *others_too))
             channels = out
         self.decoder = nnx.List()
         for skip, out in zip(config.encoder_channels[-2::-1], config.decoder_channels, strict=True):
