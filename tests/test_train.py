@@ -77,10 +77,11 @@ def test_muon_turns_kernels_by_orthogonal_matrices_as_large_as_adamws_updates(co
     config.optimizer.update({"name": "muon", "warmup_fraction": 0.0, "weight_decay": 0.0})
     optimizer = train.make_optimizer(config)
     values = np.random.default_rng(0).standard_normal
-    grads = {"kernel": jnp.asarray(values((3, 3, 4, 8))), "bias": jnp.asarray(values(8))}
+    kernel = values((3, 3, 4, 8)) * np.geomspace(1, 10, 8)
+    grads = {"kernel": jnp.asarray(kernel), "bias": jnp.asarray(values(8))}
     updates, _ = optimizer.update(grads, optimizer.init(grads), grads)
     stretches = np.linalg.svd(updates["kernel"].reshape(36, 8), compute_uv=False)
-    assert stretches.max() / stretches.min() < 2.0  # of the gradient itself: 2.6
+    assert stretches.max() / stretches.min() < 2.0  # of the gradient itself: more than ten
     rate = config.optimizer.learning_rate
     assert np.std(updates["kernel"]) == pytest.approx(0.2 * rate, rel=0.3)
     np.testing.assert_allclose(np.abs(updates["bias"]), rate, rtol=0.5)  # Nesterov's first step
