@@ -51,10 +51,10 @@ def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
     learning rates compare. Biases, norms and the like stay with AdamW.
     """
     rate, decay = make_schedule(config), config.optimizer.weight_decay
-    decays = functools.partial(jax.tree.map, lambda leaf: leaf.ndim > 1)
     match config.optimizer.name:
         case "adamw":
-            update = optax.adamw(rate, weight_decay=decay, mask=decays)
+            kernels = functools.partial(jax.tree.map, lambda leaf: leaf.ndim > 1)
+            update = optax.adamw(rate, weight_decay=decay, mask=kernels)
         case "muon":
             update = optax.contrib.muon(
                 rate,

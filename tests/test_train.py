@@ -62,16 +62,6 @@ def test_metrics_hold_loss_terms_and_norms(finished):
     assert json.loads((finished / "config.json").read_text())["name"] == "tiny"
 
 
-@pytest.fixture(scope="module")
-def finished_by_muon(config, tmp_path_factory):
-    """The same with the other optimizer: (config, workdir)."""
-    workdir = tmp_path_factory.mktemp("muon")
-    config = config.copy_and_resolve_references()
-    config.optimizer.name = "muon"
-    assert train.train(config, workdir) is None
-    return config, workdir
-
-
 def test_muon_turns_kernels_by_orthogonal_matrices_as_large_as_adamws_updates(config):
     config = config.copy_and_resolve_references()
     config.optimizer.update({"name": "muon", "warmup_fraction": 0.0, "weight_decay": 0.0})
@@ -88,12 +78,14 @@ def test_muon_turns_kernels_by_orthogonal_matrices_as_large_as_adamws_updates(co
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_a_resumed_run_equals_an_uninterrupted_one(optimizer, tmp_path, monkeypatch, request):
+def test_a_resumed_run_equals_an_uninterrupted_one(
+    optimizer, config, finished, tmp_path, monkeypatch
+):
     """Dies without saving after step 5; the checkpoint of step 4 goes on."""
-    if optimizer == "adamw":
-        config, finished = request.getfixturevalue("config"), request.getfixturevalue("finished")
-    else:
-        config, finished = request.getfixturevalue("finished_by_muon")
+    if optimizer != config.optimizer.name:
+        config = config.copy_and_resolve_references()
+        config.optimizer.name, finished = optimizer, tmp_path / "finished"
+        assert train.train(config, finished) is None
 
     class Killed(Exception):
         pass
@@ -107,15 +99,15 @@ def test_a_resumed_run_equals_an_uninterrupted_one(optimizer, tmp_path, monkeypa
 
     monkeypatch.setattr(train.Timer, "tick", tick)
     with pytest.raises(Killed):
-        train.train(config, tmp_path)
+        train.train(config, tmp_path / "run")
     monkeypatch.undo()
-    assert train.train(config, tmp_path) is None
-    assert read_metrics(tmp_path) == read_metrics(finished)
+    assert train.train(config, tmp_path / "run") is None
+    assert read_metrics(tmp_path / "run") == read_metrics(finished)
     expected, found = (
         checkpoints.load_params(
             folder, state.Model(tasks.make_task(config), config.seed).params, {"task": "student"}
         )
-        for folder in (finished, tmp_path)
+        for folder in (finished, tmp_path / "run")
     )
     for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(found), strict=True):
         np.testing.assert_array_equal(a, b)
