@@ -90,6 +90,7 @@ def _data() -> ConfigDict:
     data.flip_probability = 0.5
     data.jitter = 0.2  # strength of brightness, contrast and saturation changes; 0 is none
     data.jitter_per_camera = False  # False: the rig shares one draw
+    data.zoom = 1.0  # each camera zooms in on a random window, by up to this factor; 1 is none
     return data
 
 
@@ -258,6 +259,13 @@ def validate(config: ml_collections.ConfigDict) -> None:
             "config.teacher.source='cached' cannot follow colour jitter: set "
             "config.teacher.image='prepared' (the teacher sees images without it), or "
             "config.data.jitter=0"
+        )
+    if data.zoom < 1:
+        raise ConfigError(f"config.data.zoom={data.zoom} must be at least 1, which is none")
+    if teacher.source == "cached" and data.zoom > 1:
+        raise ConfigError(
+            f"config.teacher.source='cached' knows nothing of the windows that config.data.zoom="
+            f"{data.zoom} draws: set that to 1, or config.teacher.source='online'"
         )
     if config.task == "student" and teacher.binning == "soft" and bins.centers_of == "rig":
         raise ConfigError(

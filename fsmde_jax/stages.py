@@ -1,6 +1,7 @@
 """The runs that make up a job: the miniature world's data, the teacher's head, the run itself."""
 
 import logging
+import os
 import pathlib
 
 from ml_collections import ConfigDict
@@ -64,7 +65,7 @@ def make_world(config: ConfigDict) -> None:
         pathlib.Path(data.data_dir),
         tuple(image_size),
         dense_depth=dense_depth,
-        num_workers=2,
+        num_workers=os.cpu_count() or 1,
         config_name=data.config_name,
     )
     log.info("%s\n%s", directory, summary.table())

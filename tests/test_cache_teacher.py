@@ -139,6 +139,13 @@ def test_jitter_the_cache_cannot_follow_is_refused(cached):
         validate(other)
 
 
+def test_zoom_the_cache_cannot_follow_is_refused(cached):
+    other = cached.copy_and_resolve_references()
+    other.data.zoom = 1.5
+    with pytest.raises(ConfigError, match=r"config\.data\.zoom=1\.5"):
+        validate(other)
+
+
 def test_the_command_builds_and_verifies(cached, tmp_path):
     """In a process of its own, with another number of devices."""
     (tmp_path / "values.json").write_text(cached.to_json_best_effort())

@@ -67,6 +67,7 @@ def test_nuscenes_differs_from_ddad_in_the_data_alone(variant):
         ("objective.vrkd_on", "depth", r"config\.objective\.vrkd_on"),
         ("objective.vrkd_pairs", "ring", r"config\.objective\.vrkd_pairs"),
         ("data.min_depth_m", 300.0, r"config\.data\.min_depth_m"),
+        ("data.zoom", 0.5, r"config\.data\.zoom"),
         ("evaluation.protocol", "monodepth", r"config\.evaluation\.protocol"),
         ("train.log_every", 0, r"config\.train\.log_every"),
     ],

@@ -174,6 +174,49 @@ def test_flipped_points_lie_on_the_same_image_content(config):
             assert near.max() == 255
 
 
+def test_a_zoomed_camera_still_sees_every_point_where_it_is(config):
+    """Images and truth whose values are their coordinates, found again at the zoomed points."""
+    _, placed, _ = one_sample(config)
+    n, height, width, _ = placed["image"].shape
+    row, column = np.mgrid[:height, :width]
+    placed["image"] = np.tile(np.stack([column, row, 0 * row], -1).astype(np.uint8), (n, 1, 1, 1))
+    placed["dense_depth_m"] = np.tile(column.astype(np.float32), (n, 1, 1))
+    zoomed = augment.zoom_rig(placed, 2.0, np.random.default_rng(3))
+    factors = zoomed["intrinsics"][:, 0, 0] / placed["intrinsics"][:, 0, 0]
+    assert (factors >= 1).all() and (factors <= 2).all() and factors.max() > 1.3
+    seen = zoomed["lidar_depth_m"] > 0
+    assert 0 < seen.sum() < (placed["lidar_depth_m"] > 0).sum()  # the other ones are outside
+    for camera in range(n):
+        before, after = placed["intrinsics"][camera], zoomed["intrinsics"][camera]
+        for index in np.flatnonzero(seen[camera]):
+            x, y = zoomed["lidar_xy"][camera, index]
+            ray = np.linalg.solve(after, [x, y, 1.0])
+            x_before, y_before, _ = before @ ray
+            point = placed["lidar_xy"][camera, index]
+            np.testing.assert_allclose([x_before, y_before], point, atol=1e-3)
+            painted = zoomed["image"][camera, int(y), int(x)].astype(float)
+            np.testing.assert_allclose(painted[:2] + 0.5, point, atol=1.1)
+            assert abs(zoomed["dense_depth_m"][camera, int(y), int(x)] + 0.5 - point[0]) <= 1.1
+
+
+def test_without_zoom_nothing_moves(config):
+    _, placed, _ = one_sample(config)
+    zoomed = augment.zoom_rig(placed, 1.0, np.random.default_rng(0))
+    for name in placed:
+        np.testing.assert_allclose(zoomed[name], placed[name], atol=1e-4)
+
+
+def test_zoom_reaches_the_batches(config, mesh):
+    config = config.copy_and_resolve_references()
+    config.data.jitter, config.data.flip_probability = 0.0, 0.0
+    (plain,) = load(config, mesh)
+    config.data.zoom = 1.5
+    (zoomed,) = load(config, mesh)
+    assert (zoomed["sample_index"] == plain["sample_index"]).all()
+    assert (zoomed["intrinsics"][..., 0, 0] >= plain["intrinsics"][..., 0, 0]).all()
+    assert not np.array_equal(zoomed["image"], plain["image"])
+
+
 @pytest.mark.parametrize("per_camera", [False, True])
 def test_colour_jitter_is_shared_by_the_rig_or_not(per_camera):
     image = np.full((3, 8, 8, 3), 90, np.uint8) + np.arange(8, dtype=np.uint8)[:, None, None]

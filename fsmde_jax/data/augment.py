@@ -35,6 +35,47 @@ def colour_jitter(
     return out
 
 
+def zoom_rig(
+    sample: dict[str, np.ndarray], largest: float, rng: np.random.Generator
+) -> dict[str, np.ndarray]:
+    """Every camera zooms in on a random window, by a factor of 1 to `largest` on both sides.
+
+    Images are interpolated, depth is not; points outside of the window are dropped.
+    """
+    n, height, width, _ = sample["image"].shape
+    factors = np.exp(rng.uniform(0.0, np.log(largest), n))
+    size = np.array([width, height]) / factors[:, None]  # of the windows, in pixels
+    corner = rng.uniform(size=(n, 2)) * ([width, height] - size)
+    zoomed = dict(sample)
+    for name in {"image", "teacher_image"} & sample.keys():
+        images = sample[name]
+        scale = images.shape[2] / width
+        boxes = scale * np.concatenate([corner, corner + size], axis=1)
+        zoomed[name] = np.stack(
+            [
+                Image.fromarray(image).resize(
+                    images.shape[2:0:-1], Image.Resampling.BILINEAR, box=tuple(box)
+                )
+                for image, box in zip(images, boxes, strict=True)
+            ]
+        )
+    if "dense_depth_m" in sample:
+        column = corner[:, :1] + (np.arange(width) + 0.5) / factors[:, None]
+        row = corner[:, 1:] + (np.arange(height) + 0.5) / factors[:, None]
+        zoomed["dense_depth_m"] = sample["dense_depth_m"][
+            np.arange(n)[:, None, None], row.astype(int)[:, :, None], column.astype(int)[:, None]
+        ]
+    matrix = sample["intrinsics"].copy()
+    matrix[:, :2, 2] -= corner
+    matrix[:, :2] *= factors[:, None, None]
+    zoomed["intrinsics"] = matrix
+    xy = (sample["lidar_xy"] - corner[:, None]) * factors[:, None, None]
+    inside = ((xy >= 0) & (xy < [width, height])).all(axis=-1)
+    zoomed["lidar_xy"] = np.where(inside[..., None], xy, 0.0).astype(np.float32)
+    zoomed["lidar_depth_m"] = np.where(inside, sample["lidar_depth_m"], np.float32(0))
+    return zoomed
+
+
 def flip_rig(sample: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The sample in a mirror: images, LiDAR, intrinsics and poses; left and right cameras swap."""
     order = rig.mirror_order(sample["vehicle_from_camera"], sample["camera_mask"])

@@ -312,12 +312,14 @@ def place_on_rig(
 
 
 def augment_sample(sample: Sample, rng: np.random.Generator, config: dict) -> Sample:
-    """Colour jitter and horizontal flip by the config's `data` section."""
+    """Colour jitter, zoom and horizontal flip by the config's `data` section."""
     if config["jitter"] > 0:
         jittered = augment.colour_jitter(
             sample["image"], config["jitter"], config["jitter_per_camera"], rng
         )
         sample = {**sample, "image": jittered}
+    if config["zoom"] > 1:
+        sample = augment.zoom_rig(sample, config["zoom"], rng)
     flips = rng.random() < config["flip_probability"]
     sample = augment.flip_rig(sample) if flips else sample
     return {**sample, "flipped": np.bool_(flips)}
