@@ -92,7 +92,7 @@ run(f"fsmde_jax.main --config=configs/demo.py --workdir={RUNS}/none --dry_run {W
 # %% [markdown]
 # ## 3. Distil
 #
-# First the binning head of the shipped teacher (1.66 M parameters) is trained on LiDAR, then the
+# First the binning head of the shipped teacher (4.27 M parameters) is trained on LiDAR, then the
 # student (0.5 M). Cross-interaction: the teacher's probabilities over depth bins teach structure,
 # LiDAR teaches the bins' metres. View-relational: how cameras resemble their neighbours.
 

@@ -33,9 +33,9 @@ class MiniConfig:
     """
 
     image_size: tuple[int, int] = (96, 160)
-    encoder_channels: tuple[int, ...] = (16, 32, 64, 128, 192)
-    encoder_blocks: tuple[int, ...] = (1, 2, 2, 1)
-    decoder_channels: tuple[int, ...] = (96, 64, 32, 24)
+    encoder_channels: tuple[int, ...] = (32, 64, 96, 160, 256)
+    encoder_blocks: tuple[int, ...] = (2, 2, 2, 2)
+    decoder_channels: tuple[int, ...] = (128, 96, 64, 32)
     num_groups: int = 8
 
     def __post_init__(self):
