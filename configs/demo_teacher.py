@@ -5,9 +5,9 @@
 renders 2,000 streets, each with a rig, light and haze of its own, and trains a small network on
 their dense truth, right up to the scale and shift of each image: a *relative* model, like MiDaS.
 `runs/demo_teacher/weights` then is the checkpoint. Batches are for an accelerator with many cores
-beside it (`--config.data.num_workers=15`; an H100 does 5,400 images a second so). On two CPU cores
-(27 images a second) fewer do, too: `--config.data.batch_size=1 --config.train.steps=40000`. How the
-shipped one was made is on its card, fsmde_jax/assets/mini-world/README.md; it is measured by
+beside it (`--config.data.num_workers=15`; an H100 does 5,400 images a second so, two CPU cores 27).
+The shipped one began like this and was finished in smaller batches, as its card says,
+fsmde_jax/assets/mini-world/README.md: nobody has let this run to its end yet. It is measured by
 
     python -m fsmde_jax.main --config=configs/demo_teacher.py:unseen
     python -m fsmde_jax.main --config=configs/demo_teacher.py:other_rig

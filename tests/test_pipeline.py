@@ -181,6 +181,7 @@ def test_a_zoomed_camera_still_sees_every_point_where_it_is(config):
     row, column = np.mgrid[:height, :width]
     placed["image"] = np.tile(np.stack([column, row, 0 * row], -1).astype(np.uint8), (n, 1, 1, 1))
     placed["dense_depth_m"] = np.tile(column.astype(np.float32), (n, 1, 1))
+    placed["teacher_image"] = placed["image"].repeat(2, axis=1).repeat(2, axis=2)
     zoomed = augment.zoom_rig(placed, 2.0, np.random.default_rng(3))
     factors = zoomed["intrinsics"][:, 0, 0] / placed["intrinsics"][:, 0, 0]
     assert (factors >= 1).all() and (factors <= 2).all() and factors.max() > 1.3
@@ -197,6 +198,8 @@ def test_a_zoomed_camera_still_sees_every_point_where_it_is(config):
             painted = zoomed["image"][camera, int(y), int(x)].astype(float)
             np.testing.assert_allclose(painted[:2] + 0.5, point, atol=1.1)
             assert abs(zoomed["dense_depth_m"][camera, int(y), int(x)] + 0.5 - point[0]) <= 1.1
+            larger = zoomed["teacher_image"][camera, int(2 * y), int(2 * x)].astype(float)
+            np.testing.assert_allclose(larger[:2] + 0.5, point, atol=1.1)
 
 
 def test_without_zoom_nothing_moves(config):
