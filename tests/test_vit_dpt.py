@@ -232,6 +232,17 @@ def test_bilinear_keeps_a_ramp():
     np.testing.assert_allclose(aligned[0, :, 0, 0], np.arange(11) / 2, atol=1e-6)
 
 
+@pytest.mark.parametrize("resize", [resize_bicubic, resize_bilinear])
+def test_the_gradient_of_a_resize_is_its_transpose(resize):
+    """On CPUs pixels are picked, and only the gradient is by matrices."""
+    rng = np.random.default_rng(0)
+    x, out_grad = (jnp.asarray(rng.normal(size=(2, *size, 3)), "f") for size in ((7, 5), (9, 8)))
+    _, transposed = jax.vjp(lambda x: resize(x, (9, 8)), x)
+    columns = jax.vmap(lambda one: resize(one.reshape(1, 7, 5, 1), (9, 8)).ravel())(jnp.eye(35))
+    expected = jnp.einsum("bjc,ij->bic", out_grad.reshape(2, 72, 3), columns).reshape(x.shape)
+    np.testing.assert_allclose(transposed(out_grad)[0], expected, atol=1e-5)
+
+
 def test_tiny_model_is_alive_and_differentiable():
     model = DPT(DPTConfig.dpt_tiny(), rngs=nnx.Rngs(0))
     graph, params = nnx.split(model, nnx.Param)
@@ -386,8 +397,9 @@ def test_image_must_be_a_multiple_of_the_patch():
         nnx.eval_shape(lambda m: m(jnp.zeros((1, 100, 160, 3))), model)
 
 
-def test_attention_by_head_equals_attention_at_once():
-    q, k, v = jnp.asarray(np.random.default_rng(0).normal(size=(3, 2, 600, 3, 8)), jnp.float32)
+@pytest.mark.parametrize("tokens", [600, 1301])  # the second in two strips
+def test_attention_by_head_equals_attention_at_once(tokens):
+    q, k, v = jnp.asarray(np.random.default_rng(0).normal(size=(3, 2, tokens, 3, 8)), jnp.float32)
     np.testing.assert_allclose(
         jax.jit(attend)(q, k, v), jax.nn.dot_product_attention(q, k, v), atol=1e-5
     )

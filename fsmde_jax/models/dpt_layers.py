@@ -8,8 +8,10 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from fsmde_jax.models.convolution import convolve
 from fsmde_jax.models.resize import resize_bilinear
 
+_conv = functools.partial(nnx.Conv, conv_general_dilated=convolve)
 _kaiming = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
 _small = nnx.initializers.truncated_normal(0.02)
 _pad1 = ((1, 1), (1, 1))  # explicit: with stride 2, "SAME" pads other sides than torch
@@ -47,9 +49,7 @@ def _resize_layer(channels: int, factor: float, **kwargs) -> nnx.Module | None:
     if factor == 1:
         return None
     stride = (round(1 / factor),) * 2
-    return nnx.Conv(
-        channels, channels, (3, 3), stride, padding=_pad1, kernel_init=_kaiming, **kwargs
-    )
+    return _conv(channels, channels, (3, 3), stride, padding=_pad1, kernel_init=_kaiming, **kwargs)
 
 
 class Reassemble(nnx.Module):
@@ -69,7 +69,7 @@ class Reassemble(nnx.Module):
         self.readout_type = readout_type
         if self.readout_type == "project":
             self.readout = nnx.Linear(2 * d, d, kernel_init=_small, **kwargs)
-        self.projection = nnx.Conv(d, channels, (1, 1), kernel_init=_kaiming, **kwargs)
+        self.projection = _conv(d, channels, (1, 1), kernel_init=_kaiming, **kwargs)
         self.resize = _resize_layer(channels, factor, **kwargs)
 
     def __call__(
@@ -93,8 +93,8 @@ class ResidualUnit(nnx.Module):
         self, channels: int, *, use_bias: bool, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32
     ):
         kwargs = dict(use_bias=use_bias, padding=_pad1, dtype=dtype, rngs=rngs)
-        self.conv1 = nnx.Conv(channels, channels, (3, 3), kernel_init=_kaiming, **kwargs)
-        self.conv2 = nnx.Conv(channels, channels, (3, 3), kernel_init=_kaiming, **kwargs)
+        self.conv1 = _conv(channels, channels, (3, 3), kernel_init=_kaiming, **kwargs)
+        self.conv2 = _conv(channels, channels, (3, 3), kernel_init=_kaiming, **kwargs)
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         """Adds the two convolutions' output to x."""
@@ -117,7 +117,7 @@ class Fusion(nnx.Module):
         # The coarsest stage has nothing to add, so it has no first unit (torch keeps an idle one).
         self.residual1 = ResidualUnit(channels, use_bias=use_bias, **kwargs) if has_finer else None
         self.residual2 = ResidualUnit(channels, use_bias=use_bias, **kwargs)
-        self.projection = nnx.Conv(channels, channels, (1, 1), kernel_init=_kaiming, **kwargs)
+        self.projection = _conv(channels, channels, (1, 1), kernel_init=_kaiming, **kwargs)
 
     def __call__(
         self,
@@ -156,14 +156,14 @@ class DepthHead(nnx.Module):
         dtype: DTypeLike = jnp.float32,
     ):
         c, kwargs = channels, dict(dtype=dtype, rngs=rngs)
-        conv3x3 = functools.partial(nnx.Conv, kernel_size=(3, 3), padding=_pad1, **kwargs)
+        conv3x3 = functools.partial(_conv, kernel_size=(3, 3), padding=_pad1, **kwargs)
         self.max_depth_m = max_depth_m
         self.projection = conv3x3(c, c, kernel_init=_kaiming) if add_projection else None
         self.conv1 = conv3x3(c, c // 2, kernel_init=_kaiming)
         self.conv2 = conv3x3(c // 2, hidden, kernel_init=_kaiming)
         # Small weights under a positive bias: the last ReLU starts alive everywhere.
         ones = nnx.initializers.ones
-        self.conv3 = nnx.Conv(hidden, 1, (1, 1), kernel_init=_small, bias_init=ones, **kwargs)
+        self.conv3 = _conv(hidden, 1, (1, 1), kernel_init=_small, bias_init=ones, **kwargs)
 
     def __call__(
         self, x: Float[Array, "b h w c"], size: tuple[int, int]

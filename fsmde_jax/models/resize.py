@@ -1,16 +1,30 @@
-"""Image resizing that equals torch's `interpolate`, as two small matrix products or by slices."""
+"""Image resizing that equals torch's `interpolate`: by slices, picked pixels or matrices."""
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 
-@functools.lru_cache(maxsize=256)
-def _bilinear_matrix(size_in: int, size_out: int, align_corners: bool) -> np.ndarray:
-    """Weights [size_out, size_in] of one axis: two neighbours a row, edges repeated."""
+class _Taps(NamedTuple):
+    """Of every pixel along one axis of the result: which old pixels it mixes, and how."""
+
+    index: Int[np.ndarray, "t n"]
+    weight: Float[np.ndarray, "t n"]
+
+    def matrix(self, size_in: int) -> Float[np.ndarray, "n m"]:
+        """The same as a matrix that is applied to the axis."""
+        matrix = np.zeros((self.index.shape[1], size_in), np.float32)
+        for index, weight in zip(*self, strict=True):
+            np.add.at(matrix, (np.arange(len(index)), index), weight)
+        return matrix
+
+
+def _bilinear_taps(size_in: int, size_out: int, align_corners: bool) -> _Taps:
+    """Two neighbours, edges repeated."""
     index = np.arange(size_out)
     if align_corners:
         position = index * ((size_in - 1) / max(size_out - 1, 1))
@@ -18,23 +32,16 @@ def _bilinear_matrix(size_in: int, size_out: int, align_corners: bool) -> np.nda
         position = np.clip((index + 0.5) * (size_in / size_out) - 0.5, 0, size_in - 1)
     low = np.floor(position).astype(int)
     high = np.minimum(low + 1, size_in - 1)
-    matrix = np.zeros((size_out, size_in), np.float32)
-    np.add.at(matrix, (index, low), 1 - (position - low))
-    np.add.at(matrix, (index, high), position - low)
-    return matrix
+    behind = (position - low).astype(np.float32)
+    return _Taps(np.stack([low, high]), np.stack([1 - behind, behind]))
 
 
-@functools.lru_cache(maxsize=256)
-def _bicubic_matrix(size_in: int, size_out: int, offset: float) -> np.ndarray:
-    """Weights [size_out, size_in] of one axis: Keys' kernel with a = -0.75, edges repeated."""
+def _bicubic_taps(size_in: int, size_out: int, offset: float) -> _Taps:
+    """Four neighbours by Keys' kernel with a = -0.75, edges repeated."""
     position = (np.arange(size_out) + 0.5) * (size_in / (size_out + offset)) - 0.5
-    matrix = np.zeros((size_out, size_in), np.float32)
-    first = np.floor(position).astype(int) - 1
-    for tap in range(4):
-        distance = np.abs(position - (first + tap))
-        index = np.clip(first + tap, 0, size_in - 1)
-        np.add.at(matrix, (np.arange(size_out), index), keys_kernel(distance, -0.75))
-    return matrix
+    index = np.floor(position).astype(int) + np.arange(-1, 3)[:, None]
+    weight = keys_kernel(np.abs(position - index), -0.75)
+    return _Taps(np.clip(index, 0, size_in - 1), weight.astype(np.float32))
 
 
 def keys_kernel(x: np.ndarray, a: float) -> np.ndarray:
@@ -59,8 +66,8 @@ def resize_bilinear(
         return x
     if tuple(size) == (2 * x.shape[1], 2 * x.shape[2]) and not align_corners:
         return _doubled(_doubled(x.astype(jnp.float32), 1), 2).astype(x.dtype)
-    rows = _bilinear_matrix(x.shape[1], size[0], align_corners)
-    return _resample(x, rows, _bilinear_matrix(x.shape[2], size[1], align_corners))
+    rows = _bilinear_taps(x.shape[1], size[0], align_corners)
+    return _resample(x, rows, _bilinear_taps(x.shape[2], size[1], align_corners))
 
 
 def resize_bicubic(
@@ -75,8 +82,8 @@ def resize_bicubic(
     """
     if x.shape[1:3] == tuple(size):
         return x
-    rows = _bicubic_matrix(x.shape[1], size[0], offset)
-    return _resample(x, rows, _bicubic_matrix(x.shape[2], size[1], offset))
+    rows = _bicubic_taps(x.shape[1], size[0], offset)
+    return _resample(x, rows, _bicubic_taps(x.shape[2], size[1], offset))
 
 
 def _doubled(x: Float[Array, "b h w c"], axis: int) -> Float[Array, "b h2 w2 c"]:
@@ -91,12 +98,51 @@ def _doubled(x: Float[Array, "b h w c"], axis: int) -> Float[Array, "b h2 w2 c"]
     return pairs.reshape(*x.shape[:axis], 2 * size, *x.shape[axis + 1 :])
 
 
-def _resample(
-    x: Float[Array, "b h w c"], rows: np.ndarray, columns: np.ndarray
+def _resample(x: Float[Array, "b h w c"], rows: _Taps, columns: _Taps) -> Float[Array, "b h2 w2 c"]:
+    """Mixes pixels along each axis of the image."""
+    matrices = rows.matrix(x.shape[1]), columns.matrix(x.shape[2])
+    return jax.lax.platform_dependent(
+        x,
+        cpu=lambda x: _by_taps(x, (rows, columns), matrices),
+        default=lambda x: _by_matrices(x, matrices),
+    )
+
+
+def _by_matrices(
+    x: Float[Array, "b h w c"], matrices: tuple[np.ndarray, np.ndarray]
 ) -> Float[Array, "b h2 w2 c"]:
-    """Applies a matrix to each axis of the image."""
-    # Two dense products cost as much as jax.image.resize's and their gradient needs no scatter.
+    """By two dense products: as fast as jax.image.resize, and the gradient needs no scatter."""
     # Full precision: TF32 or bf16 passes would round the interpolation weights.
     product = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
-    rows, columns = jnp.asarray(rows, x.dtype), jnp.asarray(columns, x.dtype)
+    rows, columns = (jnp.asarray(matrix, x.dtype) for matrix in matrices)
     return product("pw,bhwc->bhpc", columns, product("oh,bhwc->bowc", rows, x))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _by_taps(
+    x: Float[Array, "b h w c"],
+    taps: tuple[_Taps, _Taps],
+    matrices: tuple[np.ndarray, np.ndarray],
+) -> Float[Array, "b h2 w2 c"]:
+    """By picking rows and columns, in float32; the gradient is the matrices'.
+
+    On two CPU cores 32 channels from 296x392 to 518x686 take 15 ms, by matrices 154.
+    """
+    mixed = x.astype(jnp.float32)
+    for axis, (indices, weights) in enumerate(taps, start=1):
+        picked = (jnp.take(mixed, jnp.asarray(index), axis, mode="clip") for index in indices)
+        shape = (-1,) + (1,) * (3 - axis)
+        mixed = sum(p * w.reshape(shape) for p, w in zip(picked, weights, strict=True))
+    return mixed.astype(x.dtype)
+
+
+def _save_nothing(x, taps, matrices):
+    return _by_taps(x, taps, matrices), None
+
+
+def _by_transposed_matrices(taps, matrices, saved, out_grad):
+    del taps, saved
+    return (_by_matrices(out_grad, tuple(matrix.T for matrix in matrices)),)
+
+
+_by_taps.defvjp(_save_nothing, _by_transposed_matrices)
