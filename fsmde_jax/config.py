@@ -13,6 +13,7 @@ from ml_collections.config_dict import placeholder
 
 from fsmde_jax.errors import UserError
 from fsmde_jax.metrics import SCALINGS
+from fsmde_jax.models.binned_depth import MEANS
 from fsmde_jax.protocols import PROTOCOLS
 
 
@@ -116,7 +117,12 @@ def _student() -> ConfigDict:
     # (fsmde_jax/models/student.py).
     # encoder_weights: a hub id, folder or .safetensors file of the size's encoder (the README says
     # which); "" starts from scratch.
-    return ConfigDict({"size": "resnet18", "encoder_weights": "", "canonical_focal_px": 715.0873})
+    student = ConfigDict(
+        {"size": "resnet18", "encoder_weights": "", "canonical_focal_px": 715.0873}
+    )
+    # What is the mean over the bins: "depth", or "inverse_depth", which is nearer where they doubt.
+    student.mean_of = "depth"
+    return student
 
 
 def _bins() -> ConfigDict:
@@ -167,6 +173,8 @@ def _objective() -> ConfigDict:
     objective.supervision = "lidar"  # or "dense": the miniature world's truth, as an upper bound
     objective.ckd_divergence = 0.1  # KL(teacher || student) of bin probabilities
     objective.ckd_crossing = 0.5  # SILog of teacher probabilities on student centers
+    # On every picture, LiDAR or not: the crossed depth has the teacher's structure, up to scale.
+    objective.ckd_structure = 0.0
     objective.ckd_temperature = 1.0
     objective.vrkd = 0.1  # similarity between cameras
     objective.vrkd_on = "features"  # or "probabilities", of the bins
@@ -245,6 +253,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
         ("teacher", "resize"): ("patch", "processor"),
         ("teacher", "source"): ("online", "cached"),
         ("optimizer", "name"): ("adamw", "muon"),
+        ("student", "mean_of"): MEANS,
         ("objective", "supervision"): ("lidar", "dense"),
         ("objective", "vrkd_on"): ("features", "probabilities"),
         ("objective", "vrkd_pairs"): ("adjacent", "all"),

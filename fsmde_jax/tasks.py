@@ -117,7 +117,8 @@ def _student(config: ConfigDict) -> Task:
             size = student.bins.logits.shape[2:4]
             targets = targets_of(teacher(*teacher_inputs(batch)), size, objective)
         adapter = model.adapter if objective.feature else None
-        return student_objective(student, targets, batch, objective, adapter)
+        mean_of = config.student.mean_of
+        return student_objective(student, targets, batch, objective, adapter, mean_of)
 
     return Task(
         build_model=build,
@@ -234,6 +235,7 @@ def build_student(config: ConfigDict, rngs: nnx.Rngs) -> Student:
         StudentConfig.named(config.student.size),
         num_bins=config.bins.num_bins,
         canonical_focal_px=config.student.canonical_focal_px,
+        mean_of=config.student.mean_of,
         rngs=rngs,
         dtype=jnp.dtype(config.train.dtype),
         **_head_options(config),

@@ -15,7 +15,7 @@ from fsmde_jax.losses.objective import silog_on_lidar
 from fsmde_jax.models.student import Student, StudentConfig
 
 
-def small_student(centers_kind: str) -> Student:
+def small_student(centers_kind: str, mean_of: str) -> Student:
     """A random tiny student whose statistics are not those of a fresh one."""
     student = Student(
         StudentConfig.tiny(),
@@ -25,6 +25,7 @@ def small_student(centers_kind: str) -> Student:
         canonical_focal_px=100.0,
         centers_of="image",
         centers_kind=centers_kind,
+        mean_of=mean_of,
         rngs=nnx.Rngs(0),
     )
     rng = np.random.default_rng(0)
@@ -52,12 +53,14 @@ def batch():
     }
 
 
-@pytest.mark.parametrize("centers_kind", ["widths", "unbounded"])
-def test_torch_student_and_its_loss_are_ours(centers_kind, batch):
+@pytest.mark.parametrize(
+    ("centers_kind", "mean_of"), [("widths", "depth"), ("unbounded", "inverse_depth")]
+)
+def test_torch_student_and_its_loss_are_ours(centers_kind, mean_of, batch):
     torch = pytest.importorskip("torch")
     from fsmde_jax.models import torch_student
 
-    student = small_student(centers_kind)
+    student = small_student(centers_kind, mean_of)
     inputs = map(jnp.asarray, (batch["image"], batch["intrinsics"], np.ones((2, 3), bool)))
     ours = student(*inputs).depth_m
     model = torch_student.TorchStudent(student).eval()
@@ -78,7 +81,7 @@ def test_torch_student_learns(batch):
     torch = pytest.importorskip("torch")
     from fsmde_jax.models import torch_student
 
-    model = torch_student.TorchStudent(small_student("widths")).train()
+    model = torch_student.TorchStudent(small_student("widths", "depth")).train()
     step = torch_student.make_train_step(model, 1e-3, 1.0, 0.85)
     tensors = {name: torch.from_numpy(array) for name, array in batch.items()}
     losses = [step(tensors) for _ in range(8)]

@@ -73,7 +73,9 @@ def test_soft_clip_is_the_identity_inside():
     np.testing.assert_allclose(soft_clip(x, -3.0, 5.0), x, atol=1e-4)
 
 
-@pytest.mark.parametrize(("key", "value"), [("centers_of", "car"), ("centers_kind", "log")])
+@pytest.mark.parametrize(
+    ("key", "value"), [("centers_of", "car"), ("centers_kind", "log"), ("mean_of", "log")]
+)
 def test_unknown_variants_are_refused(key, value):
     with pytest.raises(ValueError, match=key):
         make_head(**{key: value})
@@ -160,3 +162,9 @@ def test_depth_of_certain_bins_is_their_center():
     logits = jnp.full((1, 1, 1, 1, 3), -50.0).at[..., 1].set(50.0)
     depth_m = expected_depth(jax.nn.softmax(logits), jnp.array([[[1.0, 5.0, 9.0]]]))
     assert float(depth_m[0, 0, 0, 0]) == pytest.approx(5.0)
+
+
+@pytest.mark.parametrize(("mean_of", "expected_m"), [("depth", 4.0), ("inverse_depth", 3.0)])
+def test_doubt_between_two_bins_is_their_mean(mean_of, expected_m):
+    probabilities, centers_m = jnp.full((1, 1, 1, 1, 2), 0.5), jnp.array([[[2.0, 6.0]]])
+    assert expected_depth(probabilities, centers_m, mean_of).item() == pytest.approx(expected_m)

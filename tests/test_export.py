@@ -131,15 +131,15 @@ def test_what_cannot_be_exported_is_named(workdir, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("size", "centers_of", "centers_kind"),
+    ("size", "centers_of", "centers_kind", "mean_of"),
     [
-        ("resnet18", "image", "unbounded"),
-        ("resnet18", "rig", "widths"),
-        ("mobilenetv2", "image", "widths"),
-        ("efficientnet_lite0", "image", "widths"),
+        ("resnet18", "image", "unbounded", "depth"),
+        ("resnet18", "rig", "widths", "inverse_depth"),
+        ("mobilenetv2", "image", "widths", "depth"),
+        ("efficientnet_lite0", "image", "widths", "depth"),
     ],
 )
-def test_onnx_knows_every_kind_of_student(size, centers_of, centers_kind):
+def test_onnx_knows_every_kind_of_student(size, centers_of, centers_kind, mean_of):
     onnxruntime = pytest.importorskip("onnxruntime")
     onnx_graph = pytest.importorskip("fsmde_jax.onnx_graph")
     build = functools.partial(
@@ -151,6 +151,7 @@ def test_onnx_knows_every_kind_of_student(size, centers_of, centers_kind):
         canonical_focal_px=40.0,
         centers_of=centers_of,
         centers_kind=centers_kind,
+        mean_of=mean_of,
     )
     student = nnx.jit(lambda: build(rngs=nnx.Rngs(0)))()
     student.eval()

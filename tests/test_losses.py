@@ -9,11 +9,13 @@ from fsmde_jax.losses import cross_interaction, depth, view_relational
 from fsmde_jax.losses.baselines import FeatureAdapter
 from fsmde_jax.losses.objective import (
     DISTILLATION,
+    TeacherTargets,
     likelihood_on_lidar,
     student_objective,
     targets_of,
     true_targets,
 )
+from fsmde_jax.models.binned_depth import MEANS
 from fsmde_jax.models.student import Student, StudentConfig
 from fsmde_jax.models.teacher import TeacherOutput
 
@@ -82,12 +84,32 @@ def size(tree) -> float:
     return float(sum(jnp.sum(jnp.abs(leaf)) for leaf in jax.tree.leaves(tree)))
 
 
-def test_crossing_moves_only_the_centers(student):
-    grads, to_teacher = gradients_of_term(student, teacher_output(), "ckd_crossing")
+@pytest.mark.parametrize("term", ["ckd_crossing", "ckd_structure"])
+def test_crossing_moves_only_the_centers(student, term):
+    grads, to_teacher = gradients_of_term(student, teacher_output(), term)
     assert size(grads["head"]["widths"]) > 0
     assert size(grads["head"]["classifier"]) == 0
     assert size(grads["decoder"]) == 0
     assert size(to_teacher) == 0
+
+
+@pytest.mark.parametrize("mean_of", MEANS)
+def test_structure_is_that_of_the_teachers_probabilities_on_the_students_centers(student, mean_of):
+    """Nothing is left where the teacher's depth is theirs up to the scale of each image."""
+    config = default_config().objective
+    config.update({name: float(name == "ckd_structure") for name in ("silog", *DISTILLATION)})
+    batch = make_batch() | {"lidar_depth_m": jnp.zeros((B, N, 50))}  # a street without LiDAR
+    output = student(batch["image"], batch["intrinsics"], batch["camera_mask"])
+    logits, centers_m = normal(*output.bins.logits.shape), output.bins.centers_m
+    crossed_m = cross_interaction.crossed_depth(logits, centers_m, mean_of)
+    log_depth = jnp.log(crossed_m) + normal(B, N, 1, 1)
+
+    def loss(log_depth):
+        targets = TeacherTargets(logits, None, log_depth)
+        return float(student_objective(output, targets, batch, config, None, mean_of)[0])
+
+    assert loss(log_depth) == pytest.approx(1e-3, rel=0.1)  # the root of the floor
+    assert loss(normal(*log_depth.shape)) > 0.5
 
 
 def test_divergence_moves_only_the_probabilities(student):

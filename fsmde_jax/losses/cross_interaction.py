@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from fsmde_jax.models.binned_depth import expected_depth
+from fsmde_jax.models.binned_depth import DEPTH, expected_depth
 
 
 def bin_divergence(
@@ -30,11 +30,13 @@ def bin_divergence(
 
 
 def crossed_depth(
-    teacher_logits: Float[Array, "b n h w k"], student_centers_m: Float[Array, "b n k"]
+    teacher_logits: Float[Array, "b n h w k"],
+    student_centers_m: Float[Array, "b n k"],
+    mean_of: str = DEPTH,
 ) -> Float[Array, "b n h w"]:
-    """Metres of the teacher's probabilities on the student's centers.
+    """Metres of the teacher's probabilities on the student's centers, read as the student's are.
 
     The probabilities are constant, so a loss on this depth moves the student's centers alone.
     """
     probabilities = jax.nn.softmax(jax.lax.stop_gradient(teacher_logits))
-    return expected_depth(probabilities, student_centers_m)
+    return expected_depth(probabilities, student_centers_m, mean_of)

@@ -10,12 +10,21 @@ from jaxtyping import Array, Bool, Float
 from ml_collections import ConfigDict
 
 from fsmde_jax.losses import baselines, cross_interaction, depth, view_relational
+from fsmde_jax.models.binned_depth import DEPTH
 from fsmde_jax.models.resize import resize_bilinear
 from fsmde_jax.models.student import StudentOutput
 from fsmde_jax.models.teacher import TeacherOutput
 
 # The terms that need a teacher; keys of the config's `objective` section, like "silog".
-DISTILLATION = ("ckd_divergence", "ckd_crossing", "vrkd", "response", "feature", "pairwise")
+DISTILLATION = (
+    "ckd_divergence",
+    "ckd_crossing",
+    "ckd_structure",
+    "vrkd",
+    "response",
+    "feature",
+    "pairwise",
+)
 
 
 class TeacherTargets(NamedTuple):
@@ -76,11 +85,12 @@ def student_objective(
     batch: dict[str, Array],
     config: ConfigDict,
     adapter: Callable[[Array], Array] | None = None,
+    mean_of: str = DEPTH,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """The weighted sum and its terms (unweighted); `config` is the run's `objective` section.
 
     A term of weight 0 is not computed; without teacher only SILog remains. The term "feature"
-    needs the `adapter` (`baselines.FeatureAdapter`).
+    needs the `adapter` (`baselines.FeatureAdapter`); `mean_of` says how the student reads its bins.
     """
     supervise = silog_on_dense if config.supervision == "dense" else silog_on_lidar
     terms = {"silog": supervise(student.depth_m, batch, config)}
@@ -92,9 +102,13 @@ def student_objective(
             terms["ckd_divergence"] = cross_interaction.bin_divergence(
                 teacher.logits, student.bins.logits, pixels, config.ckd_temperature
             )
+        if config.ckd_crossing or config.ckd_structure:
+            centers_m = student.bins.centers_m
+            crossed_m = cross_interaction.crossed_depth(teacher.logits, centers_m, mean_of)
         if config.ckd_crossing:
-            crossed_m = cross_interaction.crossed_depth(teacher.logits, student.bins.centers_m)
             terms["ckd_crossing"] = silog_on_lidar(crossed_m, batch, config)
+        if config.ckd_structure:
+            terms["ckd_structure"] = baselines.response_loss(teacher.log_depth, crossed_m, pixels)
         if config.vrkd:
             terms["vrkd"] = _vrkd(student, teacher, batch, config)
         if config.response:

@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+# What the bins' mean is of. In doubt between near and far, that of inverse depth is nearer.
+DEPTH, INVERSE_DEPTH = MEANS = ("depth", "inverse_depth")
 _EPSILON = 1e-6  # of flax's layer norm
 # Numbers of a strip's pixels, channels and bins together, that stay in the caches (3 MB).
 _STRIP_NUMBERS = 800_000
@@ -28,9 +30,11 @@ class PixelWeights(NamedTuple):
 
 
 def expected_depth(
-    probabilities: Float[Array, "b n h w k"], centers_m: Float[Array, "b n k"]
+    probabilities: Float[Array, "b n h w k"], centers_m: Float[Array, "b n k"], mean_of: str = DEPTH
 ) -> Float[Array, "b n h w"]:
-    """Probability-weighted mean of the bin centers, in metres."""
+    """Probability-weighted mean of the bin centers, in metres; `mean_of` is one of `MEANS`."""
+    if mean_of == INVERSE_DEPTH:
+        return 1.0 / expected_depth(probabilities, 1.0 / centers_m)
     return jnp.einsum("bnhwk,bnk->bnhw", probabilities, centers_m)
 
 
@@ -39,12 +43,15 @@ def depth_of_bins(
     centers_m: Float[Array, "b n k"],
     features: Float[Array, "b n h w c"],
     weights: PixelWeights,
+    mean_of: str = DEPTH,
 ) -> Float[Array, "b n h w"]:
-    """The mean of the centers, in metres; float32 `logits` that `weights` make of `features`.
+    """The same of float32 `logits` that `weights` make of `features`.
 
     Where the CPU is the only device, large maps are differentiated in strips, by features and
     weights; otherwise the gradient goes through the logits.
     """
+    if mean_of == INVERSE_DEPTH:
+        return 1.0 / depth_of_bins(logits, 1.0 / centers_m, features, weights)
     cpu_alone = jax.default_backend() == "cpu" and jax.device_count() == 1
     if cpu_alone and _rows(features, weights) < logits.shape[2]:
         return _in_strips(jax.lax.stop_gradient(logits), centers_m, features, weights)

@@ -2,8 +2,9 @@
 
 Probabilities over bins ordered near to far say *where in the order of depths* a pixel lies and
 nothing of metres; bin centers hold the metres. Depth is their product (hybrid regression of
-AdaBins, arXiv 2011.14141). Centers are predicted for a canonical camera and multiplied by
-`focal_px / canonical_focal_px`, so that one network is metric on cameras of any focal length.
+AdaBins, arXiv 2011.14141), or its inverse is that of inverse centers. Centers are predicted for a
+canonical camera and multiplied by `focal_px / canonical_focal_px`, so that one network is metric on
+cameras of any focal length.
 """
 
 import math
@@ -15,7 +16,13 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
-from fsmde_jax.models.binned_depth import PixelWeights, depth_of_bins, expected_depth
+from fsmde_jax.models.binned_depth import (
+    DEPTH,
+    MEANS,
+    PixelWeights,
+    depth_of_bins,
+    expected_depth,
+)
 from fsmde_jax.models.convolution import convolve
 
 
@@ -57,6 +64,7 @@ class BinningHead(nnx.Module):
       centers_of: "image", or "rig" for one set from the features pooled over the cameras.
       centers_kind: "widths" (AdaBins: a partition of the depth range) or "unbounded"
         (as in ZoeDepth, arXiv 2302.12288: free increments).
+      mean_of: "depth" or "inverse_depth": what the probabilities weigh.
       relative_bins: whether pixels also come with probabilities of a relative prediction, over as
         many bins (conditioning on relative depth, as ZoeDepth does).
     """
@@ -71,6 +79,7 @@ class BinningHead(nnx.Module):
         max_depth_m: float,
         centers_of: str = "image",
         centers_kind: str = "widths",
+        mean_of: str = DEPTH,
         relative_bins: bool = False,
         hidden: int = 128,
         rngs: nnx.Rngs,
@@ -80,8 +89,10 @@ class BinningHead(nnx.Module):
             raise ValueError(f'bins.centers_of is {centers_of!r}; use "image" or "rig"')
         if centers_kind not in ("widths", "unbounded"):
             raise ValueError(f'bins.centers_kind is {centers_kind!r}; use "widths" or "unbounded"')
+        if mean_of not in MEANS:
+            raise ValueError(f"student.mean_of is {mean_of!r}; use one of {MEANS}")
         self.log_range = (math.log(min_depth_m), math.log(max_depth_m))
-        self.centers_of, self.centers_kind = centers_of, centers_kind
+        self.centers_of, self.centers_kind, self.mean_of = centers_of, centers_kind, mean_of
         # The features of a foundation model come in any size; softmax and GELU need a known one.
         self.pixel_norm = nnx.LayerNorm(pixel_channels, rngs=rngs, dtype=dtype)
         self.image_norm = nnx.LayerNorm(image_channels, rngs=rngs)
@@ -124,14 +135,16 @@ class BinningHead(nnx.Module):
         log_centers = self._log_canonical_centers(raw) + jnp.log(focal_ratio)[..., None]
         centers_m = jnp.exp(soft_clip(log_centers, *self.log_range))
         if self.relative is not None or self.classifier.dtype != jnp.float32:
-            return Bins(logits, centers_m, expected_depth(jax.nn.softmax(logits), centers_m))
+            probabilities = jax.nn.softmax(logits)
+            return Bins(logits, centers_m, expected_depth(probabilities, centers_m, self.mean_of))
         weights = PixelWeights(
             self.pixel_norm.scale[...],
             self.pixel_norm.bias[...],
             self.classifier.kernel[...][0, 0],
             self.classifier.bias[...],
         )
-        return Bins(logits, centers_m, depth_of_bins(logits, centers_m, pixel_features, weights))
+        depth_m = depth_of_bins(logits, centers_m, pixel_features, weights, self.mean_of)
+        return Bins(logits, centers_m, depth_m)
 
     def _log_canonical_centers(self, raw: Float[Array, "b n k1"]) -> Float[Array, "b n k"]:
         low, high = self.log_range

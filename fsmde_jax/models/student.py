@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float, UInt8
 from fsmde_jax.errors import UserError
 from fsmde_jax.models import mobilenet, resnet
 from fsmde_jax.models.batch_norm import BatchNorm
+from fsmde_jax.models.binned_depth import DEPTH
 from fsmde_jax.models.bins import BinningHead, Bins
 from fsmde_jax.models.convolution import convolve
 from fsmde_jax.models.resize import resize_bilinear
@@ -124,7 +125,7 @@ class Student(nnx.Module):
 
     Args:
       config: sizes.
-      num_bins, min_depth_m, max_depth_m, centers_of, centers_kind: see `BinningHead`.
+      num_bins, min_depth_m, max_depth_m, centers_of, centers_kind, mean_of: see `BinningHead`.
       canonical_focal_px: focal length, at the input's resolution, for which ratio 1 holds.
     """
 
@@ -138,6 +139,7 @@ class Student(nnx.Module):
         canonical_focal_px: float,
         centers_of: str,
         centers_kind: str,
+        mean_of: str = DEPTH,
         rngs: nnx.Rngs,
         dtype: DTypeLike = jnp.float32,
     ):
@@ -158,6 +160,7 @@ class Student(nnx.Module):
             max_depth_m=max_depth_m,
             centers_of=centers_of,
             centers_kind=centers_kind,
+            mean_of=mean_of,
             rngs=rngs,
             dtype=dtype,
         )
