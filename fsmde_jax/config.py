@@ -113,13 +113,14 @@ def _world() -> ConfigDict:
 
 
 def _student() -> ConfigDict:
-    # size: "tiny", "small", "resnet18", "resnet34", "mobilenetv2" or "efficientnet_lite0"
+    student = ConfigDict()
+    # "tiny", "small", "resnet18", "resnet34", "mobilenetv2" or "efficientnet_lite0"
     # (fsmde_jax/models/student.py).
-    # encoder_weights: a hub id, folder or .safetensors file of the size's encoder (the README says
-    # which); "" starts from scratch.
-    student = ConfigDict(
-        {"size": "resnet18", "encoder_weights": "", "canonical_focal_px": 715.0873}
-    )
+    student.size = "resnet18"
+    # A hub id, folder or .safetensors file of the size's encoder (the README says which); "" starts
+    # from scratch.
+    student.encoder_weights = ""
+    student.canonical_focal_px = 715.0873
     # What is the mean over the bins: "depth", or "inverse_depth", which is nearer where they doubt.
     student.mean_of = "depth"
     return student

@@ -20,7 +20,7 @@ def response_loss(
     The standard deviation over an image's valid pixels of log student - log teacher: the error of
     Eigen et al. (arXiv 1406.2283) with lambda = 1, its root taken as in `depth.silog`. A relative
     teacher's scale differs from image to image, so none is taught, by a metric one neither: the
-    metres stay with the LiDAR.
+    metres stay with the LiDAR. CKD's structure term asks the same of the crossed depth.
     """
     error = jnp.log(student_depth_m) - jax.lax.stop_gradient(teacher_log_depth)
     valid = jnp.broadcast_to(valid, error.shape)

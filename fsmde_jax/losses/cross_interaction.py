@@ -1,5 +1,6 @@
 """Cross-interaction distillation (CKD, arXiv 2512.08700): the teacher's bin probabilities teach
-structure, LiDAR teaches metres through the student's bin centers.
+structure, LiDAR teaches metres through the student's bin centers. Where there is no LiDAR, the
+teacher's depth may teach the centers structure (`objective.ckd_structure`, an addition of ours).
 
 The paper's exact form could not be read; temperature and weights are our reading, in the config.
 """
