@@ -1,7 +1,7 @@
 """What XLA is told when it compiles a student."""
 
 import functools
-import warnings
+import math
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ _ONEDNN = {"xla_cpu_use_onednn": True, "xla_cpu_experimental_onednn_custom_call"
 _YNNPACK = "xla_cpu_experimental_ynn_fusion_type"
 _TRAINING = _ONEDNN | {_YNNPACK: "LIBRARY_FUSION_TYPE_DOT,LIBRARY_FUSION_TYPE_REDUCE"}
 _INFERENCE = _ONEDNN | {_YNNPACK: ""}
-# jax 0.12 cannot write such a program into its cache, so every start compiles it (the demo's step:
+# jax 0.12 cannot keep such a program in its cache, so every start compiles it (the demo's step:
 # 8 s, 3 s from the cache). 500 steps gain 6 s there; shorter runs would lose.
 _MIN_STEPS = 500
 
@@ -33,7 +33,9 @@ def inference_options() -> dict[str, bool | str]:
 def _where_onednn_is(options: dict[str, bool | str]) -> dict[str, bool | str]:
     if not _has_onednn():
         return {}
-    warnings.filterwarnings("ignore", "Error writing persistent compilation cache entry")
+    # XLA of jax 0.12 fails to serialise such a program, at times by a segmentation fault: this
+    # process writes nothing more into the cache.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", math.inf)
     return options
 
 

@@ -10,6 +10,14 @@ from fsmde_jax import compiler, export
 from fsmde_jax.models.student import Student, StudentConfig
 
 
+@pytest.fixture(scope="module", autouse=True)
+def cached_again():
+    """After these tests programs are written into the cache as before."""
+    seconds = jax.config.jax_persistent_cache_min_compile_time_secs
+    yield
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", seconds)
+
+
 @pytest.fixture(scope="module")
 def options():
     found = compiler.step_options(1000)
@@ -80,6 +88,11 @@ def test_a_student_has_the_same_depth_and_gradients(options, student, rig):
         jax.tree.leaves(gradients), jax.tree.leaves(other_gradients), strict=True
     ):
         np.testing.assert_allclose(leaf, other, rtol=1e-3, atol=1e-5 * scale)
+
+
+def test_no_such_program_is_written_into_the_cache(options):
+    """To serialise it ends jax 0.12 by a segmentation fault at times."""
+    assert jax.config.jax_persistent_cache_min_compile_time_secs == np.inf
 
 
 def test_short_runs_and_other_devices_are_left_to_xla(monkeypatch, unasked):
