@@ -137,8 +137,10 @@ def _teacher() -> ConfigDict:
     # Foundation weights: a hub id, a folder with config.json and model.safetensors (a "foundation"
     # run makes one, RUN/weights), or the shipped "mini-world". "random" is for tests and
     # --dry_run; "truth" is the miniature world's dense depth, a bound for all teachers. For task
-    # "foundation", "" trains from scratch; one that is named is measured.
+    # "foundation", "" trains; one that is named is measured.
     teacher.weights = "Intel/dpt-large"
+    # Only for task "foundation" that trains: the weights it goes on from; "" starts from scratch.
+    teacher.start_weights = ""
     # The architecture: "" is that of the weights' config.json; for models trained or drawn here
     # a name of `FOUNDATION_SIZES` in fsmde_jax/tasks.py.
     teacher.size = ""
@@ -191,8 +193,12 @@ def _objective() -> ConfigDict:
     # Only for task "teacher_head": likelihood of the LiDAR under the bins, which makes their width
     # say how sure the head is. SILog alone leaves that open.
     objective.bin_likelihood = 0.0
-    # Only for task "foundation": weight of the multi-scale gradient term.
+    # Only for task "foundation": weight of the multi-scale gradient term, and the share of the loss
+    # where the scale alone is aligned: a fresh model needs it, a trained one may go on without.
     objective.foundation_gradient = 0.5
+    objective.foundation_scale = 0.5
+    # Log residuals well beyond it count hardly more; 0: all count alike.
+    objective.foundation_saturation = 0.0
     return objective
 
 
@@ -264,6 +270,11 @@ def validate(config: ml_collections.ConfigDict) -> None:
             raise ConfigError(
                 f"config.{section}.{key} is {value!r}; use {' or '.join(map(repr, allowed))}"
             )
+    if teacher.start_weights and (config.task != "foundation" or teacher.weights):
+        raise ConfigError(
+            f"config.teacher.start_weights={teacher.start_weights!r} is where a foundation model's "
+            "training starts: it needs config.task='foundation' and config.teacher.weights=''"
+        )
     if teacher.source == "cached" and teacher.image == "student" and data.jitter > 0:
         raise ConfigError(
             "config.teacher.source='cached' cannot follow colour jitter: set "

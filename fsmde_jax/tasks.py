@@ -161,7 +161,8 @@ def _teacher_head(config: ConfigDict) -> Task:
 def _foundation(config: ConfigDict) -> Task:
     """A relative-depth model on dense truth: unseen in metres, like MiDaS.
 
-    Trained from scratch; one whose weights are named is only measured.
+    Trained from scratch or from `teacher.start_weights`; one that `teacher.weights` names is only
+    measured.
     """
 
     architecture, preprocessing = foundation(config)
@@ -187,12 +188,15 @@ def _foundation(config: ConfigDict) -> Task:
             1.0 / jnp.where(truth > 0, truth, 1.0),
             truth > 0,
             config.objective.foundation_gradient,
+            config.objective.foundation_saturation,
         )
         terms = {
             "affine_invariant": affine_invariant_loss(*arguments),
             "scale_invariant": scale_invariant_loss(*arguments),
         }
-        return sum(terms.values()) / 2, terms
+        share = config.objective.foundation_scale
+        total = (1 - share) * terms["affine_invariant"] + share * terms["scale_invariant"]
+        return total, terms
 
     def predict(model, batch):
         prediction = inverse_depth(model, batch)
@@ -325,8 +329,9 @@ def save_foundation(config: ConfigDict, params: nnx.State, folder: pathlib.Path)
 
 
 def load_foundation(config: ConfigDict, mesh: Mesh) -> nnx.State:
-    """The foundation model's parameters on the mesh, as `teacher.weights` says."""
-    source, (architecture, _) = config.teacher.weights, foundation(config)
+    """The foundation model's parameters on the mesh: of `teacher.weights`, or where it starts."""
+    source = config.teacher.weights or config.teacher.start_weights
+    architecture, _ = foundation(config)
     model = nnx.eval_shape(lambda: architecture.build(rngs=nnx.Rngs(0)))
     state = nnx.state(model, nnx.Param)
     shardings = sharding.fsdp_sharding(state, mesh)

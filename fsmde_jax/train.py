@@ -142,6 +142,8 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> int | None:
         params, batch_stats = model.init_from_encoder(config.student.encoder_weights)
     else:
         params, batch_stats = model.init()
+    if config.task == "foundation" and config.teacher.start_weights:
+        params = tasks.load_foundation(config, mesh)
     if config.task == "teacher_head" and config.teacher.train_neck:
         params = tasks.with_pretrained_neck(config, params, mesh)
     ema = config.optimizer.ema_decay > 0

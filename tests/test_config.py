@@ -79,6 +79,15 @@ def test_values_that_make_no_sense_are_refused_by_key(key, value, message):
         config_lib.validate(config)
 
 
+def test_weights_to_start_from_are_refused_where_nothing_starts():
+    config = config_lib.default_config()
+    config.teacher.start_weights = "mini-world"
+    with pytest.raises(ValueError, match=r"config\.teacher\.start_weights='mini-world'"):
+        config_lib.validate(config)
+    config.task, config.teacher.weights, config.teacher.size = "foundation", "", "mini"
+    config_lib.validate(config)
+
+
 def test_the_demo_is_the_arm_of_ckd_and_vrkd():
     demo, arm = load("demo.py")(), load("demo.py")("ckd_vrkd")
     assert demo.objective.to_dict() == arm.objective.to_dict()

@@ -258,6 +258,22 @@ def test_relative_losses_have_finite_gradients_where_nothing_is_known(loss):
     assert jnp.all(jnp.isfinite(grad(jnp.ones((1, 8, 8)))))
 
 
+def test_what_is_far_off_hardly_counts_where_losses_saturate():
+    truth = jnp.asarray(RNG.uniform(0.02, 1, (1, 16, 24)), jnp.float32)
+    residual = jnp.asarray(RNG.normal(0, 0.3, truth.shape), jnp.float32)
+    residual -= jnp.mean(residual)
+    predicted, valid = truth * jnp.exp(residual), jnp.ones(truth.shape, bool)
+
+    def loss(predicted, saturation):
+        return depth.scale_invariant_loss(predicted, truth, valid, 0.0, saturation)
+
+    plain = np.abs(np.asarray(residual))
+    assert float(loss(predicted, 0.0)) == pytest.approx(plain.mean(), rel=1e-4)
+    expected = (0.2 * (1 - np.exp(-plain / 0.2))).mean()
+    assert float(loss(predicted, 0.2)) == pytest.approx(expected, rel=1e-4)
+    assert float(loss(predicted, 1e4)) == pytest.approx(plain.mean(), rel=1e-3)
+
+
 def test_scale_invariant_loss_is_the_log_error_whatever_the_scale():
     truth = jnp.asarray(RNG.uniform(0.02, 1, (2, 16, 24)), jnp.float32)
     predicted = truth * jnp.exp(normal(2, 16, 24) * 0.1)

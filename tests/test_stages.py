@@ -3,6 +3,7 @@ import pathlib
 import runpy
 
 import jax
+import numpy as np
 import pytest
 
 from fsmde_jax import checkpoints, evaluate, sharding, stages, tasks, train
@@ -79,6 +80,20 @@ def test_a_trained_foundation_model_is_a_checkpoint_that_can_be_named(foundation
     measured = evaluate.evaluate_run(named, tmp_path)["foundation"]["mean"]
     assert measured["abs_rel"] == pytest.approx(trained["abs_rel"], rel=2e-3)  # half precision
     assert list((tmp_path / "report").glob("*.png"))
+
+
+def test_pretraining_goes_on_from_weights(foundation, tmp_path):
+    config = foundation[0].copy_and_resolve_references()
+    config.teacher.start_weights = str(foundation[1] / "weights")
+    config.objective.foundation_scale, config.objective.foundation_saturation = 0.0, 0.25
+    config.optimizer.learning_rate = 1e-9
+    config.seed = 7  # another fresh model
+    assert train.train(config, tmp_path) is None
+    mesh = sharding.make_mesh(config.mesh)
+    start = tasks.load_foundation(config, mesh)
+    config.teacher.start_weights = str(tmp_path / "weights")
+    end = tasks.load_foundation(config, mesh)
+    jax.tree.map(np.testing.assert_array_equal, start, end)  # in half precision, nothing moved
 
 
 def test_the_shipped_teacher_fits_its_limits_and_knows_an_unseen_street(tmp_path):

@@ -79,17 +79,22 @@ def affine_invariant_loss(
     truth_inverse_depth: Float[Array, "b h w"],
     valid: Bool[Array, "b h w"],
     gradient_weight: float = 0.5,
+    saturation: float = 0.0,
 ) -> Float[Array, ""]:
     """MiDaS's aligned loss and multi-scale gradient matching (arXiv 1907.01341), in log depth.
 
     Prediction is aligned to truth per image by least squares of inverse depth, so neither its
     scale nor its shift matters. MiDaS then compares inverse depths, where all that is far counts
     nothing; here the residual is their ratio's logarithm, continued in a line below a quarter.
+
+    Args:
+      gradient_weight: of the differences between neighbours.
+      saturation: of log residuals, 0 for none: what is much further off counts hardly more.
     """
     truth = jnp.where(valid, truth_inverse_depth, 1.0)
     ratio = jnp.where(valid, jax.vmap(align)(inverse_depth, truth, valid) / truth, 1.0)
     residual = jnp.log(jnp.maximum(ratio, 0.25)) + 4.0 * jnp.minimum(ratio - 0.25, 0.0)
-    return _multi_scale_loss(residual, valid, gradient_weight)
+    return _multi_scale_loss(residual, valid, gradient_weight, saturation)
 
 
 def scale_invariant_loss(
@@ -97,6 +102,7 @@ def scale_invariant_loss(
     truth_inverse_depth: Float[Array, "b h w"],
     valid: Bool[Array, "b h w"],
     gradient_weight: float = 0.5,
+    saturation: float = 0.0,
 ) -> Float[Array, ""]:
     """The same where only the scale is aligned, per image, by the mean of log depth.
 
@@ -109,14 +115,24 @@ def scale_invariant_loss(
     count = jnp.maximum(jnp.sum(valid, axis=(1, 2), keepdims=True), 1)
     mean = jnp.sum(residual, axis=(1, 2), keepdims=True) / count
     residual = jnp.where(valid, residual - mean, 0.0)
-    return _multi_scale_loss(residual, valid, gradient_weight)
+    return _multi_scale_loss(residual, valid, gradient_weight, saturation)
 
 
 def _multi_scale_loss(
-    residual: Float[Array, "b h w"], valid: Bool[Array, "b h w"], gradient_weight: float
+    residual: Float[Array, "b h w"],
+    valid: Bool[Array, "b h w"],
+    gradient_weight: float,
+    saturation: float,
 ) -> Float[Array, ""]:
-    """Mean of |residual|, and of its differences between neighbours at MiDaS's four scales."""
-    loss = jnp.sum(jnp.abs(residual)) / jnp.maximum(jnp.sum(valid), 1)
+    """Mean of |residual|, and of its differences between neighbours at MiDaS's four scales.
+
+    Beyond `saturation` |residual| counts hardly more. MiDaS leaves out the fifth of an image's
+    pixels where it is largest; this asks no sorting.
+    """
+    distance = jnp.abs(residual)
+    if saturation:
+        distance = -saturation * jnp.expm1(-distance / saturation)
+    loss = jnp.sum(distance) / jnp.maximum(jnp.sum(valid), 1)
     for scale in range(4):
         step = 2**scale
         loss += gradient_weight * _gradient_loss(
