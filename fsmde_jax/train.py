@@ -124,10 +124,14 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> int | None:
 
     Returns None when done, or the number of the signal that interrupted it (state saved).
     """
+    with StopSignal() as stop:
+        return _train(config, workdir, stop)
+
+
+def _train(config: ConfigDict, workdir: pathlib.Path, stop: "StopSignal") -> int | None:
     # ---------------------------------------------------------------- devices, logs, data
     mesh = sharding.make_mesh(config.mesh)
     batches_on = sharding.batch_sharding(mesh)
-    stop = StopSignal()
     workdir.mkdir(parents=True, exist_ok=True)
     if jax.process_index() == 0:
         (workdir / "config.json").write_text(config.to_json_best_effort(indent=2) + "\n")
@@ -215,7 +219,6 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> int | None:
     saver.close()
     writer.close()
     iterator.close()
-    stop.restore()
     if config.task == "foundation" and step == config.train.steps and jax.process_index() == 0:
         tasks.save_foundation(config, state.ema or state.params, workdir / "weights")
     if step < config.train.steps:
@@ -243,21 +246,26 @@ def _check_finite(pending, state, iterator, source, workdir) -> None:
 
 
 class StopSignal:
-    """Remembers SIGTERM or the first Ctrl-C, so that the loop can save; a second Ctrl-C kills."""
+    """Remembers SIGTERM or the first Ctrl-C, so that the loop can save; a second Ctrl-C kills.
+
+    Within its `with`; after it, or after an error, signals mean what they did before.
+    """
 
     def __init__(self):
         self.signal_number: int | None = None
+
+    def __enter__(self) -> "StopSignal":
         self._before = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)}
         for number in self._before:
             signal.signal(number, self._remember)
+        return self
 
     def _remember(self, number: int, _) -> None:
         log.warning("Got %s: saving after this step.", signal.Signals(number).name)
         self.signal_number = number
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    def restore(self) -> None:
-        """Gives the signals back."""
+    def __exit__(self, *_) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 

@@ -145,8 +145,10 @@ def test_a_loss_that_is_not_finite_stops_with_the_sample_ids(config, tmp_path, m
         return original(batch, sharding)
 
     monkeypatch.setattr(pipeline, "put_on_devices", poisoned)
+    before = signal.getsignal(signal.SIGINT)
     with pytest.raises(FloatingPointError, match=r"step 1: loss .*000001/00000.*not_finite"):
         train.train(config, tmp_path)
+    assert signal.getsignal(signal.SIGINT) == before  # Ctrl-C means what it did
     assert (tmp_path / "not_finite" / "checkpoints" / "0").is_dir()
 
 
