@@ -275,6 +275,16 @@ def validate(config: ml_collections.ConfigDict) -> None:
             f"config.teacher.start_weights={teacher.start_weights!r} is where a foundation model's "
             "training starts: it needs config.task='foundation' and config.teacher.weights=''"
         )
+    if not 0 <= objective.foundation_scale <= 1:
+        raise ConfigError(
+            f"config.objective.foundation_scale={objective.foundation_scale} is a share of the "
+            "loss: use 0 to 1"
+        )
+    if objective.foundation_saturation < 0:
+        raise ConfigError(
+            f"config.objective.foundation_saturation={objective.foundation_saturation} must be a "
+            "log residual, or 0 for none"
+        )
     if teacher.source == "cached" and teacher.image == "student" and data.jitter > 0:
         raise ConfigError(
             "config.teacher.source='cached' cannot follow colour jitter: set "

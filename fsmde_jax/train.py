@@ -144,10 +144,10 @@ def _train(config: ConfigDict, workdir: pathlib.Path, stop: "StopSignal") -> int
     frozen, teacher_state, teacher_name = place_model(config, model, mesh)
     if config.task == "student" and config.student.encoder_weights:
         params, batch_stats = model.init_from_encoder(config.student.encoder_weights)
+    elif config.teacher.start_weights:
+        params, batch_stats = tasks.load_foundation(config, mesh), model.batch_stats
     else:
         params, batch_stats = model.init()
-    if config.task == "foundation" and config.teacher.start_weights:
-        params = tasks.load_foundation(config, mesh)
     if config.task == "teacher_head" and config.teacher.train_neck:
         params = tasks.with_pretrained_neck(config, params, mesh)
     ema = config.optimizer.ema_decay > 0
