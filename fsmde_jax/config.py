@@ -121,7 +121,8 @@ def _student() -> ConfigDict:
     # from scratch.
     student.encoder_weights = ""
     student.canonical_focal_px = 715.0873
-    # What is the mean over the bins: "depth", or "inverse_depth", which is nearer where they doubt.
+    # What is the mean over the bins: "depth", or "log_depth" or "inverse_depth", which are nearer
+    # where bins doubt.
     student.mean_of = "depth"
     return student
 

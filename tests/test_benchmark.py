@@ -54,7 +54,8 @@ def batch():
 
 
 @pytest.mark.parametrize(
-    ("centers_kind", "mean_of"), [("widths", "depth"), ("unbounded", "inverse_depth")]
+    ("centers_kind", "mean_of"),
+    [("widths", "depth"), ("widths", "log_depth"), ("unbounded", "inverse_depth")],
 )
 def test_torch_student_and_its_loss_are_ours(centers_kind, mean_of, batch):
     torch = pytest.importorskip("torch")

@@ -16,7 +16,9 @@ def normal(*shape):
     return jnp.asarray(RNG.normal(size=shape), jnp.float32)
 
 
-@pytest.mark.parametrize(("rows", "mean_of"), [(1, "depth"), (3, "depth"), (4, "inverse_depth")])
+@pytest.mark.parametrize(
+    ("rows", "mean_of"), [(1, "depth"), (3, "depth"), (3, "log_depth"), (4, "inverse_depth")]
+)
 def test_strips_give_the_depth_and_gradients_of_the_whole(rows, mean_of, monkeypatch):
     options = {"min_depth_m": 0.5, "max_depth_m": 80.0, "mean_of": mean_of}
     head = BinningHead(6, 5, 8, **options, rngs=nnx.Rngs(0))

@@ -164,7 +164,9 @@ def test_depth_of_certain_bins_is_their_center():
     assert float(depth_m[0, 0, 0, 0]) == pytest.approx(5.0)
 
 
-@pytest.mark.parametrize(("mean_of", "expected_m"), [("depth", 4.0), ("inverse_depth", 3.0)])
+@pytest.mark.parametrize(
+    ("mean_of", "expected_m"), [("depth", 4.0), ("log_depth", 12.0**0.5), ("inverse_depth", 3.0)]
+)
 def test_doubt_between_two_bins_is_their_mean(mean_of, expected_m):
     probabilities, centers_m = jnp.full((1, 1, 1, 1, 2), 0.5), jnp.array([[[2.0, 6.0]]])
     assert expected_depth(probabilities, centers_m, mean_of).item() == pytest.approx(expected_m)

@@ -135,7 +135,7 @@ def test_what_cannot_be_exported_is_named(workdir, tmp_path):
     [
         ("resnet18", "image", "unbounded", "depth"),
         ("resnet18", "rig", "widths", "inverse_depth"),
-        ("mobilenetv2", "image", "widths", "depth"),
+        ("mobilenetv2", "image", "widths", "log_depth"),
         ("efficientnet_lite0", "image", "widths", "depth"),
     ],
 )

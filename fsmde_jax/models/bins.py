@@ -2,9 +2,9 @@
 
 Probabilities over bins ordered near to far say *where in the order of depths* a pixel lies and
 nothing of metres; bin centers hold the metres. Depth is their product (hybrid regression of
-AdaBins, arXiv 2011.14141), or its inverse is that of inverse centers. Centers are predicted for a
-canonical camera and multiplied by `focal_px / canonical_focal_px`, so that one network is metric on
-cameras of any focal length.
+AdaBins, arXiv 2011.14141), or its logarithm is that of log centers, or its inverse that of inverse
+centers. Centers are predicted for a canonical camera and multiplied by
+`focal_px / canonical_focal_px`, so that one network is metric on cameras of any focal length.
 """
 
 import math
@@ -64,7 +64,7 @@ class BinningHead(nnx.Module):
       centers_of: "image", or "rig" for one set from the features pooled over the cameras.
       centers_kind: "widths" (AdaBins: a partition of the depth range) or "unbounded"
         (as in ZoeDepth, arXiv 2302.12288: free increments).
-      mean_of: "depth" or "inverse_depth": what the probabilities weigh.
+      mean_of: "depth", "log_depth" or "inverse_depth": what the probabilities weigh.
       relative_bins: whether pixels also come with probabilities of a relative prediction, over as
         many bins (conditioning on relative depth, as ZoeDepth does).
     """

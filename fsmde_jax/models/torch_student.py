@@ -12,7 +12,7 @@ from flax import nnx
 from torch import nn
 from torch.nn import functional
 
-from fsmde_jax.models.binned_depth import INVERSE_DEPTH
+from fsmde_jax.models.binned_depth import DEPTH, INVERSE_DEPTH, LOG_DEPTH
 from fsmde_jax.models.resnet import ResNetConfig
 from fsmde_jax.models.student import Student
 
@@ -83,7 +83,11 @@ class BinningHead(nn.Module):
         super().__init__()
         head, bins = student.head, student.head.classifier.out_features
         self.log_range, self.kind = head.log_range, head.centers_kind
-        self.power = -1 if head.mean_of == INVERSE_DEPTH else 1
+        self.of_centers, self.of_mean = {
+            DEPTH: (torch.positive, torch.positive),
+            LOG_DEPTH: (torch.log, torch.exp),
+            INVERSE_DEPTH: (torch.reciprocal, torch.reciprocal),
+        }[head.mean_of]
         self.pixel_norm = nn.LayerNorm(channels, eps=1e-6)
         self.image_norm = nn.LayerNorm(image_channels, eps=1e-6)
         self.classifier = nn.Conv2d(channels, bins, 1)
@@ -98,7 +102,8 @@ class BinningHead(nn.Module):
         log_centers = self._log_centers(raw) + torch.log(ratio)[:, None]
         centers_m = torch.exp(_soft_clip(log_centers, *self.log_range))
         probabilities = self.classifier(pixels).softmax(1)
-        return torch.einsum("ikhw,ik->ihw", probabilities, centers_m**self.power) ** self.power
+        mean = torch.einsum("ikhw,ik->ihw", probabilities, self.of_centers(centers_m))
+        return self.of_mean(mean)
 
     def _log_centers(self, raw: torch.Tensor) -> torch.Tensor:
         low, high = self.log_range
