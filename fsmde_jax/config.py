@@ -75,9 +75,10 @@ def _data() -> ConfigDict:
     data.train_split = "train"
     data.eval_split = "val"
     # Only so many scenes of the training split, its first ones, have their LiDAR used; 0: all.
-    # The other ones are left out, or kept for distillation; then half of what is drawn has labels.
+    # The other ones are left out, or kept for distillation.
     data.labelled_scenes = 0
     data.keep_unlabelled = False
+    data.labelled_share = 0.5  # then, of what is drawn: labelled samples are repeated as needed
     # The rig, in ring order; a dataset with others is refused. (): as the dataset has them.
     data.cameras = DDAD_CAMERAS
     data.downscale = 1  # trains on prepared images shrunk by this whole number
@@ -291,6 +292,11 @@ def validate(config: ml_collections.ConfigDict) -> None:
             "config.teacher.source='cached' cannot follow colour jitter: set "
             "config.teacher.image='prepared' (the teacher sees images without it), or "
             "config.data.jitter=0"
+        )
+    if not 0 < data.labelled_share < 1:
+        raise ConfigError(
+            f"config.data.labelled_share={data.labelled_share} must be between 0 and 1; without "
+            "unlabelled samples (config.data.keep_unlabelled) it has no effect"
         )
     if data.zoom < 1:
         raise ConfigError(f"config.data.zoom={data.zoom} must be at least 1, which is none")

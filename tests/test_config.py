@@ -66,6 +66,7 @@ def test_nuscenes_differs_from_ddad_in_the_data_alone(variant):
         ("teacher.binning", "hard", r"config\.teacher\.binning"),
         ("objective.vrkd_on", "depth", r"config\.objective\.vrkd_on"),
         ("objective.vrkd_pairs", "ring", r"config\.objective\.vrkd_pairs"),
+        ("data.labelled_share", 1.0, r"config\.data\.labelled_share"),
         ("objective.foundation_scale", 2.0, r"config\.objective\.foundation_scale"),
         ("objective.foundation_saturation", -1.0, r"config\.objective\.foundation_saturation"),
         ("data.min_depth_m", 300.0, r"config\.data\.min_depth_m"),

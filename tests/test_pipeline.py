@@ -288,6 +288,17 @@ def test_labels_are_those_of_the_first_scenes(config, mesh):
     assert 0.25 < np.mean(index < labelled) < 0.75
 
 
+def test_labelled_samples_are_repeated_for_their_share(config, mesh):
+    few = config.copy_and_resolve_references()
+    few.data.labelled_scenes, few.data.keep_unlabelled = 1, True
+    source, _ = pipeline.open_data(few.data, "train")
+    labelled = pipeline.labelled_samples(source, few.data)
+    for share, repeats in ((0.5, 1), (0.75, 3), (0.01, 1)):
+        few.data.labelled_share = share
+        drawn = np.bincount(pipeline.training_samples(source, few.data)).tolist()
+        assert drawn == [repeats] * labelled + [1] * (len(source) - labelled)
+
+
 def test_more_labelled_scenes_than_there_are_is_refused(config, mesh):
     few = config.copy_and_resolve_references()
     few.data.labelled_scenes = 99

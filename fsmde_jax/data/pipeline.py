@@ -202,10 +202,11 @@ def labelled_samples(source: prepared.PreparedSplit, config: ConfigDict) -> int:
 
 
 def training_samples(source: prepared.PreparedSplit, config: ConfigDict) -> list[int]:
-    """Indices of an epoch; labelled samples are repeated until they are half of it."""
+    """Indices of an epoch; labelled samples are repeated until they have their share of it."""
     labelled = labelled_samples(source, config)
     unlabelled = list(range(labelled, len(source))) if config.keep_unlabelled else []
-    repeats = max(1, round(len(unlabelled) / labelled))
+    odds = config.labelled_share / (1 - config.labelled_share)
+    repeats = max(1, round(odds * len(unlabelled) / labelled))
     return list(range(labelled)) * repeats + unlabelled
 
 
