@@ -463,6 +463,7 @@ def test_the_world_bench_is_frozen():
         for variant in ("", "v1", "test")
     )
     assert (bench.data.labelled_scenes, first.data.labelled_scenes) == (10, 0)
+    assert (bench.data.labelled_share, bench.student.mean_of) == (0.5, "depth")
     world = {
         "seed": 10,
         "train_scenes": 100,

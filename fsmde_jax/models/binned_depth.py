@@ -16,6 +16,12 @@ from jaxtyping import Array, Float
 # What the bins' mean is of. In doubt between near and far, depth's is the farthest, that of inverse
 # depth the nearest.
 DEPTH, LOG_DEPTH, INVERSE_DEPTH = MEANS = ("depth", "log_depth", "inverse_depth")
+# What centers become before it, and what the mean becomes after it.
+_BEFORE_AND_AFTER = {
+    DEPTH: (jnp.positive, jnp.positive),
+    LOG_DEPTH: (jnp.log, jnp.exp),
+    INVERSE_DEPTH: (jnp.reciprocal, jnp.reciprocal),
+}
 _EPSILON = 1e-6  # of flax's layer norm
 # Numbers of a strip's pixels, channels and bins together, that stay in the caches (3 MB).
 _STRIP_NUMBERS = 800_000
@@ -34,11 +40,8 @@ def expected_depth(
     probabilities: Float[Array, "b n h w k"], centers_m: Float[Array, "b n k"], mean_of: str = DEPTH
 ) -> Float[Array, "b n h w"]:
     """Probability-weighted mean of the bin centers, in metres; `mean_of` is one of `MEANS`."""
-    if mean_of == LOG_DEPTH:
-        return jnp.exp(expected_depth(probabilities, jnp.log(centers_m)))
-    if mean_of == INVERSE_DEPTH:
-        return 1.0 / expected_depth(probabilities, 1.0 / centers_m)
-    return jnp.einsum("bnhwk,bnk->bnhw", probabilities, centers_m)
+    before, after = _BEFORE_AND_AFTER[mean_of]
+    return after(jnp.einsum("bnhwk,bnk->bnhw", probabilities, before(centers_m)))
 
 
 def depth_of_bins(
@@ -53,14 +56,12 @@ def depth_of_bins(
     Where the CPU is the only device, large maps are differentiated in strips, by features and
     weights; otherwise the gradient goes through the logits.
     """
-    if mean_of == LOG_DEPTH:
-        return jnp.exp(depth_of_bins(logits, jnp.log(centers_m), features, weights))
-    if mean_of == INVERSE_DEPTH:
-        return 1.0 / depth_of_bins(logits, 1.0 / centers_m, features, weights)
     cpu_alone = jax.default_backend() == "cpu" and jax.device_count() == 1
     if cpu_alone and _rows(features, weights) < logits.shape[2]:
-        return _in_strips(jax.lax.stop_gradient(logits), centers_m, features, weights)
-    return expected_depth(jax.nn.softmax(logits), centers_m)
+        before, after = _BEFORE_AND_AFTER[mean_of]
+        logits = jax.lax.stop_gradient(logits)
+        return after(_in_strips(logits, before(centers_m), features, weights))
+    return expected_depth(jax.nn.softmax(logits), centers_m, mean_of)
 
 
 @jax.custom_vjp

@@ -83,7 +83,7 @@ class BinningHead(nn.Module):
         super().__init__()
         head, bins = student.head, student.head.classifier.out_features
         self.log_range, self.kind = head.log_range, head.centers_kind
-        self.of_centers, self.of_mean = {
+        self.before_mean, self.after_mean = {
             DEPTH: (torch.positive, torch.positive),
             LOG_DEPTH: (torch.log, torch.exp),
             INVERSE_DEPTH: (torch.reciprocal, torch.reciprocal),
@@ -102,8 +102,8 @@ class BinningHead(nn.Module):
         log_centers = self._log_centers(raw) + torch.log(ratio)[:, None]
         centers_m = torch.exp(_soft_clip(log_centers, *self.log_range))
         probabilities = self.classifier(pixels).softmax(1)
-        mean = torch.einsum("ikhw,ik->ihw", probabilities, self.of_centers(centers_m))
-        return self.of_mean(mean)
+        mean = torch.einsum("ikhw,ik->ihw", probabilities, self.before_mean(centers_m))
+        return self.after_mean(mean)
 
     def _log_centers(self, raw: torch.Tensor) -> torch.Tensor:
         low, high = self.log_range
