@@ -460,13 +460,15 @@ def test_the_world_bench_is_frozen():
     """Figures of other values are not comparable: such a change makes another version."""
     bench, first, test = (
         runpy.run_path(str(ROOT / "configs" / "bench.py"))["get_config"](variant)
-        for variant in ("", "v1", "test")
+        for variant in ("", "labels200", "test")
     )
     assert (bench.data.labelled_scenes, first.data.labelled_scenes) == (10, 0)
-    assert (bench.data.labelled_share, bench.student.mean_of) == (0.5, "depth")
+    assert (bench.teacher.weights, bench.optimizer.name) == ("mini-world", "muon")
+    assert (bench.train.steps, bench.teacher.head_stage.train.steps) == (750, 300)
+    assert (bench.data.labelled_share, bench.student.mean_of) == (0.2, "log_depth")
     world = {
         "seed": 10,
-        "train_scenes": 100,
+        "train_scenes": 200,
         "val_scenes": 20,
         "samples_per_scene": 3,
         "sample_stride": 20,
@@ -478,8 +480,8 @@ def test_the_world_bench_is_frozen():
         "lidar_beams": 44,
     }
     assert bench.world.to_dict() == first.world.to_dict() == world
-    assert test.world.to_dict() == world | {"seed": 12, "train_scenes": 1, "val_scenes": 60}
-    assert (bench.data.config_name, test.data.config_name) == ("bench_v1", "bench_v2_test")
+    assert test.world.to_dict() == world | {"seed": 13, "train_scenes": 1, "val_scenes": 60}
+    assert (bench.data.config_name, test.data.config_name) == ("bench_v3", "bench_v3_test")
     for config in (bench, test):
         assert (config.evaluation.protocol, config.evaluation.scaling) == (
             "surrounddepth",
