@@ -3,8 +3,8 @@
     python -m fsmde_jax.study --config=configs/study_curves.py:labels60 --workdir=runs/labels60
 
 Variants: `labels20`, `labels60` and `labels200` (a tenth, 30 % and all of the streets labelled; ten
-are those of `configs/study_demo.py`), and with all labelled `beams64`, `beams16` and `beams4`. Both arms are as
-they were tuned for ten labelled streets; nothing is tuned for a variant.
+are those of `configs/study_demo.py`), and with all labelled `beams64`, `beams16` and `beams4`. Both
+arms are as they were tuned for ten labelled streets; nothing is tuned for a variant.
 """
 
 import pathlib

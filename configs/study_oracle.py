@@ -1,4 +1,4 @@
-"""What could any teacher give? The true relative depth teaches, on labelled streets alone.
+"""What could any teacher give? The true relative depth teaches, all streets labelled.
 
     python -m fsmde_jax.study --config=configs/study_oracle.py --workdir=runs/study_oracle
 
