@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from fsmde_jax import config as config_lib
 from fsmde_jax import results, sharding, state, visualize
 from fsmde_jax.data import pipeline
+from fsmde_jax.losses.depth import SILOG_FLOOR
 from fsmde_jax.study_plan import TEACHER, Run, Study
 
 HEADLINE = "abs_rel"
@@ -250,7 +251,7 @@ def _draw_curves(tested: dict[str, list[Run]], path: pathlib.Path) -> None:
             curves = _curves(run)
             axes[0].plot(*zip(*curves["train"], strict=True), **style)
             axes[1].plot(*zip(*curves["eval"], strict=True), marker=".", **style)
-    axes[0].set(xlabel="step", ylabel="SILog of a batch", title="training")
+    axes[0].set(xlabel="step", ylabel="SILog of a batch with LiDAR", title="training")
     axes[1].set(xlabel="step", ylabel="AbsRel", title="tuning split")
     axes[0].legend()
     for axis in axes:
@@ -260,13 +261,14 @@ def _draw_curves(tested: dict[str, list[Run]], path: pathlib.Path) -> None:
 
 
 def _curves(run: Run) -> dict[str, list[tuple[int, float]]]:
-    """(step, SILog) while training and (step, AbsRel), the last of the finished run."""
+    """(step, SILog) of batches with LiDAR and (step, AbsRel), the last of the finished run."""
     lines = (run.folder / "metrics.jsonl").read_text().splitlines()
     records = [json.loads(line) for line in lines]
     curves = {
         kind: [(r["step"], r[name]) for r in records if r["kind"] == kind]
         for kind, name in (("train", "silog"), ("eval", HEADLINE))
     }
+    curves["train"] = [(step, loss) for step, loss in curves["train"] if loss > 1.01 * SILOG_FLOOR]
     curves["eval"].append((records[-1]["step"], _figures(results.read(run.folder))[HEADLINE]))
     return curves
 

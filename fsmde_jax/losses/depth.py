@@ -8,6 +8,8 @@ from jaxtyping import Array, Bool, Float
 
 from fsmde_jax.metrics import moments, sample_bilinear
 
+SILOG_FLOOR = 1e-3  # of a loss without error, or without a valid point
+
 
 def sample_at_lidar(
     depth_m: Float[Array, "b n h w"], lidar_xy: Float[Array, "b n p 2"], size: tuple[int, int]
@@ -32,7 +34,7 @@ def silog(
     mean = jnp.sum(log_error) / count
     mean_of_squares = jnp.sum(log_error**2) / count
     # The floor keeps the square root's slope finite when everything fits.
-    return jnp.sqrt(jnp.maximum(mean_of_squares - variance_focus * mean**2, 1e-6))
+    return jnp.sqrt(jnp.maximum(mean_of_squares - variance_focus * mean**2, SILOG_FLOOR**2))
 
 
 def bin_likelihood(
