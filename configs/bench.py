@@ -68,9 +68,10 @@ def _streets(config):
 def _with_labels(count):
     def change(config):
         _streets(config)
-        config.data.labelled_scenes = count if count < config.world.train_scenes else 0
-        # Ten streets are repeated often enough so; more come as often as there are.
-        config.data.labelled_share = min(0.5, max(0.2, count / config.world.train_scenes))
+        if count < config.world.train_scenes:
+            config.data.labelled_scenes = count
+            # Few streets are repeated to have a fifth of a batch; more come as often as there are.
+            config.data.labelled_share = max(0.2, count / config.world.train_scenes)
 
     return change
 

@@ -458,11 +458,11 @@ def test_seeds_of_other_images_are_not_averaged():
 
 def test_the_world_bench_is_frozen():
     """Figures of other values are not comparable: such a change makes another version."""
-    bench, first, test = (
+    bench, labelled, test = (
         runpy.run_path(str(ROOT / "configs" / "bench.py"))["get_config"](variant)
         for variant in ("", "labels200", "test")
     )
-    assert (bench.data.labelled_scenes, first.data.labelled_scenes) == (10, 0)
+    assert (bench.data.labelled_scenes, labelled.data.labelled_scenes) == (10, 0)
     assert (bench.teacher.weights, bench.optimizer.name) == ("mini-world", "muon")
     assert (bench.train.steps, bench.teacher.head_stage.train.steps) == (750, 300)
     assert (bench.data.labelled_share, bench.student.mean_of) == (0.2, "log_depth")
@@ -479,7 +479,7 @@ def test_the_world_bench_is_frozen():
         "dense_depth": False,
         "lidar_beams": 44,
     }
-    assert bench.world.to_dict() == first.world.to_dict() == world
+    assert bench.world.to_dict() == labelled.world.to_dict() == world
     assert test.world.to_dict() == world | {"seed": 13, "train_scenes": 1, "val_scenes": 60}
     assert (bench.data.config_name, test.data.config_name) == ("bench_v3", "bench_v3_test")
     for config in (bench, test):
