@@ -3,8 +3,9 @@
     python -m fsmde_jax.study --config=configs/study_demo.py --workdir=runs/study
 
 Every arm was tuned by three runs on the tuning split: of the learning rate and of its own weights,
-together; arms without weights, of the learning rate. `TAKEN` is what came out. Arms that distil
-also see the pictures of the streets without LiDAR.
+together; arms without weights, of the learning rate. `TAKEN` is what came out. `response_3` and
+`response_9` were added after that, with weights that no trial had. Arms that distil also see the
+pictures of the streets without LiDAR.
 
 `configs/study_demo.py:tuning` tunes first, 24 runs more (for another folder);
 `configs/study_demo.py:smoke` tries that path: two arms, two trials, one seed, a few steps.
@@ -46,7 +47,6 @@ def get_config(variant: str = ""):
     study.base = "configs/bench.py"
     study.test = "configs/bench.py:test"
     study.seeds = (0, 1, 2, 3, 4)
-    versus = ("ckd", "bin_kl", "response", *BEYOND)
     without = {f"objective.{term}": 0.0 for term in DISTILLATION}
     weights = {
         arm: {f"objective.{term}": weight for term, weight in own.items()}
@@ -61,6 +61,7 @@ def get_config(variant: str = ""):
     else:
         study.arms = {arm: keys | trials[arm][TAKEN[arm]] for arm, keys in study.arms.items()}
         study.arms |= {arm: study.arms["response"] | keys for arm, keys in BEYOND.items()}
+        versus = ("ckd", "bin_kl", "response", *BEYOND)
         study.comparisons = (("bin_kl", "ckd"), *((arm, "ckd_vrkd") for arm in versus))
     if variant == "smoke":
         study.base += ":smoke"

@@ -506,7 +506,9 @@ def test_the_demo_study_trains_with_what_tuning_took(monkeypatch, tmp_path):
     monkeypatch.chdir(ROOT)
     get_config = runpy.run_path("configs/study_demo.py")["get_config"]
     study, tuning = get_config(), get_config("tuning")
-    assert study.trials == {} and study.arms.keys() > tuning.arms.keys()
+    assert study.trials == {}
+    assert study.arms.keys() - tuning.arms.keys() == {"response_3", "response_9"}
+    assert study.arms["response_9"] == study.arms["response"] | {"objective.response": 9.0}
     for arm in tuning.arms:
         assert study.arms[arm] in [tuning.arms[arm] | trial for trial in tuning.trials[arm]]
     assert study.arms["response"]["objective.response"] == 0.9
