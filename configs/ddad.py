@@ -15,6 +15,7 @@ taught by the shipped model of the miniature world; minutes on two CPU cores. Fo
 import pathlib
 import runpy
 
+from fsmde_jax import arms
 from fsmde_jax.config import default_config
 
 
@@ -31,12 +32,9 @@ def _full():
     config.student.encoder_weights = "microsoft/resnet-18"
     config.train.dtype = "bfloat16"
     config.teacher.dtype = "bfloat16"
-    # CKD + VRKD. Small weights, since every image has LiDAR: larger ones, which are best where most
-    # have none, did harm there on world bench v2 and helped by 2 % on v3, where small ones were not
-    # measured (fsmde_jax/reports/distillation.md, 6, 9, 18 and 19).
-    config.objective.ckd_divergence = 0.1
-    config.objective.ckd_crossing = 0.5
-    config.objective.vrkd = 0.1
+    # CKD + VRKD, weighed as was best on world bench v3, also where every image has LiDAR: there
+    # a tenth of divergence and VRKD brought nothing (fsmde_jax/reports/distillation.md, 18, 19).
+    arms.set_arm(config, "ckd_vrkd")
     # First the binning head of the teacher, on the frozen foundation model.
     config.teacher.head_stage = _beside("teacher_ddad.py")["get_config"]()
     return config

@@ -4,13 +4,16 @@
 
 Variants: `labels20`, `labels60` and `labels200` (a tenth, 30 % and all of the streets labelled; ten
 are those of `configs/study_demo.py`), and with all labelled `beams64`, `beams16` and `beams4`. Both
-arms are as they were tuned for ten labelled streets; nothing is tuned for a variant.
+arms are as they were tuned for ten labelled streets; nothing is tuned for a variant. A third arm of
+`labels200` is CKD + VRKD with small weights, which v2 spoke for where every image has LiDAR.
 """
 
 import pathlib
 import runpy
 
 from fsmde_jax.study_plan import default_study
+
+SMALL = {"objective.ckd_divergence": 0.1, "objective.ckd_crossing": 0.5, "objective.vrkd": 0.1}
 
 
 def get_config(variant: str):
@@ -22,4 +25,6 @@ def get_config(variant: str):
     demo = runpy.run_path(str(pathlib.Path(__file__).with_name("study_demo.py")))
     arms = demo["get_config"]().arms
     study.arms = {arm: arms[arm] for arm in ("supervised", "ckd_vrkd")}
+    if variant == "labels200":
+        study.arms["ckd_vrkd_small"] = arms["ckd_vrkd"] | SMALL
     return study
