@@ -176,16 +176,16 @@ def _objective() -> ConfigDict:
     objective.silog = 1.0  # SILog on LiDAR of the student's depth, or of a head in training
     objective.silog_variance_focus = 0.85
     objective.supervision = "lidar"  # or "dense": the miniature world's truth, as an upper bound
-    objective.ckd_divergence = 0.1  # KL(teacher || student) of bin probabilities
-    objective.ckd_crossing = 0.5  # SILog of teacher probabilities on student centers
+    objective.ckd_divergence = 1.0  # KL(teacher || student) of bin probabilities
+    objective.ckd_crossing = 0.4  # SILog of teacher probabilities on student centers
     # On every picture, LiDAR or not: the crossed depth has the teacher's structure, up to scale.
     objective.ckd_structure = 0.0
     objective.ckd_temperature = 1.0
-    objective.vrkd = 0.1  # similarity between cameras
+    objective.vrkd = 1.0  # similarity between cameras
     objective.vrkd_on = "features"  # or "probabilities", of the bins
     objective.vrkd_pairs = "adjacent"  # neighbours whose views overlap; or "all"
     objective.vrkd_form = "kl"  # or "squared"
-    objective.vrkd_temperature = 0.1
+    objective.vrkd_temperature = 0.05
     # Tokens a camera (rows, columns), also those of `feature` and `pairwise`.
     objective.vrkd_grid = (6, 10)
     # The baselines (fsmde_jax/losses/baselines.py).

@@ -248,6 +248,7 @@ def _draw_curves(tested: dict[str, list[Run]], path: pathlib.Path) -> None:
     for number, (arm, runs) in enumerate(tested.items()):
         for i, run in enumerate(runs):
             style = {"color": f"C{number}", "linewidth": 0.8, "label": None if i else arm}
+            style["linestyle"] = ("-", "--", ":")[number // 10 % 3]  # there are ten colours
             curves = _curves(run)
             axes[0].plot(*zip(*curves["train"], strict=True), **style)
             axes[1].plot(*zip(*curves["eval"], strict=True), marker=".", **style)

@@ -466,6 +466,7 @@ def test_the_world_bench_is_frozen():
     assert (bench.teacher.weights, bench.optimizer.name) == ("mini-world", "muon")
     assert (bench.train.steps, bench.teacher.head_stage.train.steps) == (750, 300)
     assert (bench.data.labelled_share, bench.student.mean_of) == (0.2, "log_depth")
+    assert bench.objective.vrkd_temperature == 0.1
     world = {
         "seed": 10,
         "train_scenes": 200,
@@ -507,8 +508,13 @@ def test_the_demo_study_trains_with_what_tuning_took(monkeypatch, tmp_path):
     get_config = runpy.run_path("configs/study_demo.py")["get_config"]
     study, tuning = get_config(), get_config("tuning")
     assert study.trials == {}
-    assert study.arms.keys() - tuning.arms.keys() == {"response_3", "response_9"}
+    assert study.arms.keys() - tuning.arms.keys() == {"response_3", "response_9", "ckd_vrkd_sharp"}
     assert study.arms["response_9"] == study.arms["response"] | {"objective.response": 9.0}
+    sharp = study.arms["ckd_vrkd"] | {"objective.vrkd_temperature": 0.05}
+    assert study.arms["ckd_vrkd_sharp"] == sharp
+    more = get_config("vrkd")
+    assert (more.baseline, len(more.seeds)) == ("ckd", 10)
+    assert more.arms == {arm: study.arms[arm] for arm in ("ckd", "ckd_vrkd_sharp")}
     for arm in tuning.arms:
         assert study.arms[arm] in [tuning.arms[arm] | trial for trial in tuning.trials[arm]]
     assert study.arms["response"]["objective.response"] == 0.9

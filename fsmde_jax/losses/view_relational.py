@@ -75,7 +75,7 @@ def view_relational_loss(
     student_tokens: Float[Array, "b n t d"],
     pairs: Pairs,
     form: str = "kl",
-    temperature: float = 0.1,
+    temperature: float = 0.05,
 ) -> Float[Array, ""]:
     """Distance of the similarity matrices, averaged over the pairs that count.
 
