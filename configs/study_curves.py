@@ -4,8 +4,9 @@
 
 Variants: `labels20`, `labels60` and `labels200` (a tenth, 30 % and all of the streets labelled; ten
 are those of `configs/study_demo.py`), and with all labelled `beams64`, `beams16` and `beams4`. Both
-arms are as they were tuned for ten labelled streets; nothing is tuned for a variant. A third arm of
-`labels200` is CKD + VRKD with small weights, which v2 spoke for where every image has LiDAR.
+arms are as they were tuned for ten labelled streets; nothing is tuned for a variant. `labels200`
+has two arms more: CKD + VRKD with small weights, which v2 spoke for where every image has LiDAR,
+and with the lower temperature.
 """
 
 import pathlib
@@ -27,4 +28,5 @@ def get_config(variant: str):
     study.arms = {arm: arms[arm] for arm in ("supervised", "ckd_vrkd")}
     if variant == "labels200":
         study.arms["ckd_vrkd_small"] = arms["ckd_vrkd"] | SMALL
+        study.arms["ckd_vrkd_sharp"] = arms["ckd_vrkd_sharp"]
     return study
