@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -30,7 +31,7 @@ from tiny_run import tiny_config
 
 def get_config(variant=""):
     config = tiny_config(pathlib.Path({data_dir!r}))
-    config.teacher.weights, config.teacher.size = "dpt-mini-world", ""
+    config.teacher.weights, config.teacher.size = "mini-world", ""
     config.teacher.binning, config.teacher.image = "soft", "prepared"
     config.teacher.source = "cached"
     config.objective.vrkd_grid = (2, 4)
@@ -386,12 +387,17 @@ def test_an_interruption_lets_processes_save(tmp_path):
 
     def interrupt():
         while not (tmp_path / "one" / "ready").exists():
-            pass
+            time.sleep(0.05)
         os.kill(os.getpid(), signal.SIGINT)
 
+    # Started in the background of a shell, Python ignores Ctrl-C.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     threading.Thread(target=interrupt).start()
-    with pytest.raises(KeyboardInterrupt):
-        study._run_all(jobs, 1)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            study._run_all(jobs, 1)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert (tmp_path / "one" / "saved").exists() and not (tmp_path / "two").exists()
 
 
