@@ -9,7 +9,8 @@ similarity matrices at half the temperature. Arms that distil also see the pictu
 without LiDAR.
 
 `configs/study_demo.py:tuning` tunes first, 24 runs more (for another folder);
-`configs/study_demo.py:vrkd` asks of ten seeds what VRKD brings on top of CKD;
+`configs/study_demo.py:vrkd` asks of ten seeds what VRKD brings on top of CKD (in the same folder it
+takes over the five that are there; its report replaces the other until that is made again);
 `configs/study_demo.py:smoke` tries that path: two arms, two trials, one seed, a few steps.
 """
 

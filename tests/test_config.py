@@ -9,6 +9,7 @@ from tiny_run import tiny_config
 from fsmde_jax import config as config_lib
 from fsmde_jax import dry_run, sharding
 from fsmde_jax.arms import ARMS
+from fsmde_jax.losses.objective import DISTILLATION
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -89,6 +90,14 @@ def test_weights_to_start_from_are_refused_where_nothing_starts():
         config_lib.validate(config)
     config.task, config.teacher.weights, config.teacher.size = "foundation", "", "mini"
     config_lib.validate(config)
+
+
+@pytest.mark.parametrize("name", ["ddad.py", "nuscenes.py", None])
+def test_the_objective_is_that_of_ckd_and_vrkd_unless_said_otherwise(name):
+    config = load(name)() if name else config_lib.default_config()
+    assert {
+        term: config.objective[term] for term in DISTILLATION if config.objective[term]
+    } == ARMS["ckd_vrkd"]
 
 
 def test_the_demo_is_the_arm_of_ckd_and_vrkd():
