@@ -29,7 +29,7 @@ def run_stages(config: ConfigDict, workdir: pathlib.Path) -> int | None:
     `config` then names the head. Returns the number of a signal that interrupted it, or None.
     """
     needs_teacher = tasks.make_task(config).build_teacher is not None
-    if needs_teacher or config.task == "teacher_head":
+    if needs_teacher or config.task in ("teacher_head", "foundation"):
         tasks.foundation(config)  # a wrong name is refused before anything is rendered
     stage = config.teacher.head_stage
     needs_head = needs_teacher and config.teacher.binning == "head"

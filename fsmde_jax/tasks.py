@@ -269,6 +269,13 @@ def foundation(config: ConfigDict) -> tuple[DPTConfig | MiniConfig, Preprocessin
                 f"config.teacher.weights={source!r} is {found}, but config.teacher.size={size!r} "
                 f"is {FOUNDATION_SIZES[size]}"
             )
+    if start := config.teacher.start_weights:
+        started, _ = weights.read_foundation_config(start)
+        if started != found:
+            raise ConfigError(
+                f"config.teacher.start_weights={start!r} is {started}, but "
+                f"config.teacher.size={size!r} is {found}"
+            )
     if isinstance(found, DPTConfig):
         found = dataclasses.replace(found, position_offset=config.teacher.position_offset)
     return found, preprocessing

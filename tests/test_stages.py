@@ -9,6 +9,7 @@ import pytest
 from fsmde_jax import checkpoints, evaluate, sharding, stages, tasks, train
 from fsmde_jax.config import ConfigError
 from fsmde_jax.data.world import WorldError
+from fsmde_jax.errors import UserError
 from fsmde_jax.models.mini import MiniConfig
 from fsmde_jax.models.weights import SHIPPED, WeightsError, read_foundation_config
 from fsmde_jax.state import Model, place_model
@@ -94,6 +95,22 @@ def test_pretraining_goes_on_from_weights(foundation, tmp_path):
     config.teacher.start_weights = str(tmp_path / "weights")
     end = tasks.load_foundation(config, mesh)
     jax.tree.map(np.testing.assert_array_equal, start, end)  # in half precision, nothing moved
+
+
+@pytest.mark.parametrize(
+    ("start", "message"),
+    [
+        ("runs/nothing/weights", "no such file or folder"),
+        ("mini-world", r"start_weights='mini-world'"),
+    ],
+)
+def test_a_wrong_start_is_refused_before_anything_is_rendered(start, message, tmp_path):
+    config = DEMO_TEACHER["get_config"]("finish")
+    config.teacher.start_weights, config.teacher.size = start, "dpt_tiny"
+    config.data.data_dir = str(tmp_path)
+    with pytest.raises(UserError, match=message):
+        stages.run(config, tmp_path / "run")
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_shipped_teacher_fits_its_limits_and_knows_an_unseen_street(tmp_path):
