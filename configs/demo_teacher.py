@@ -6,10 +6,12 @@ renders 2,000 streets, each with a rig, light and haze of its own, and trains a 
 their dense truth, right up to the scale and shift of each image: a *relative* model, like MiDaS.
 `runs/demo_teacher/weights` then is the checkpoint. Batches are for an accelerator with many cores
 beside it (`--config.data.num_workers=15`; an H100 does 5,400 images a second so, two CPU cores 27).
-The shipped one began like this and was finished in smaller batches, as its card says,
-fsmde_jax/assets/mini-world/README.md: nobody has let this run to its end yet.
-`configs/demo_teacher.py:finish` goes on from the shipped weights, on other streets; the card says
-what that brings. The shipped one is measured by
+The shipped one began like this and went on in smaller batches, as its card says,
+fsmde_jax/assets/mini-world/README.md: nobody has let this run to its end yet. Its last piece,
+
+    python -m fsmde_jax.main --config=configs/demo_teacher.py:finish
+
+goes on from `runs/demo_teacher/weights`, on other streets. The shipped one is measured by
 
     python -m fsmde_jax.main --config=configs/demo_teacher.py:unseen
     python -m fsmde_jax.main --config=configs/demo_teacher.py:other_rig
@@ -71,7 +73,7 @@ def _pretraining(config):
 def _finish(config):
     _pretraining(config)
     config.name = "demo_teacher_finish"
-    config.teacher.start_weights = "mini-world"
+    config.teacher.start_weights = "runs/demo_teacher/weights"
     config.data.config_name = "pretrain21_96x160"
     config.data.batch_size = 2
     config.data.jitter = 0.1
