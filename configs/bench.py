@@ -5,7 +5,8 @@
 200 streets to train on, of which ten have LiDAR, 20 for tuning (`val`), and 60 streets of a
 second world for the test (`configs/bench.py:test`), which is measured once, at the end. Six cameras
 of 96x160, LiDAR of 44 beams, three instants a street, two seconds apart. A fifth of each batch is
-labelled. The teacher, `mini-world`, was pretrained on streets of other seeds.
+labelled. The teacher, `mini-world`, was pretrained on streets of other seeds; the reports' figures
+are of its weights of commit a47b645, before they were trained on for 600 steps more.
 
 Other variants, on the same streets: `labels20`, `labels60` and `labels200` (a tenth, 30 % and all
 of them labelled), `beams64`, `beams16` and `beams4` (all labelled, another LiDAR), and `oracle`
