@@ -248,7 +248,8 @@ def build_student(config: ConfigDict, rngs: nnx.Rngs) -> Student:
 
 def foundation(config: ConfigDict) -> tuple[DPTConfig | MiniConfig, Preprocessing]:
     """The foundation model's sizes and image processor: by name, or as its files say."""
-    size, source = config.teacher.size, config.teacher.weights
+    key = "start_weights" if config.teacher.start_weights else "weights"
+    size, source = config.teacher.size, config.teacher[key]
     if size and size not in FOUNDATION_SIZES:
         raise ConfigError(
             f"config.teacher.size is {size!r}; use '' (as config.teacher.weights says) or one of "
@@ -257,7 +258,7 @@ def foundation(config: ConfigDict) -> tuple[DPTConfig | MiniConfig, Preprocessin
     if source in ("", "random"):
         if not size:
             raise ConfigError(
-                f"config.teacher.weights={source!r} does not say which architecture it is: set "
+                f"config.teacher.{key}={source!r} does not say which architecture it is: set "
                 f"config.teacher.size to one of {sorted(FOUNDATION_SIZES)}"
             )
         found = FOUNDATION_SIZES[size]
@@ -266,15 +267,8 @@ def foundation(config: ConfigDict) -> tuple[DPTConfig | MiniConfig, Preprocessin
         found, preprocessing = weights.read_foundation_config(source)
         if size and found != FOUNDATION_SIZES[size]:
             raise ConfigError(
-                f"config.teacher.weights={source!r} is {found}, but config.teacher.size={size!r} "
+                f"config.teacher.{key}={source!r} is {found}, but config.teacher.size={size!r} "
                 f"is {FOUNDATION_SIZES[size]}"
-            )
-    if start := config.teacher.start_weights:
-        started, _ = weights.read_foundation_config(start)
-        if started != found:
-            raise ConfigError(
-                f"config.teacher.start_weights={start!r} is {started}, but "
-                f"config.teacher.size={size!r} is {found}"
             )
     if isinstance(found, DPTConfig):
         found = dataclasses.replace(found, position_offset=config.teacher.position_offset)
