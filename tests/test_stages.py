@@ -124,7 +124,7 @@ def test_the_shipped_teacher_fits_its_limits_and_knows_an_unseen_street(tmp_path
     config.evaluation.pictures = 0
     assert stages.run(config, tmp_path / "run") is None
     mean = evaluate.evaluate_run(config, tmp_path / "run")["foundation"]["mean"]
-    assert mean["abs_rel"] < 0.3 and mean["delta1"] > 0.6  # one street: its card has thirty
+    assert mean["abs_rel"] < 0.12 and mean["delta1"] > 0.87  # .093, .898; its elder: .163, .789
 
 
 def test_a_world_without_dense_truth_is_named(foundation, run):
