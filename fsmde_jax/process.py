@@ -1,15 +1,19 @@
-"""How every command begins."""
+"""How every command begins, and how its errors end."""
 
+import contextlib
 import ctypes
 import logging
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import jax
 from absl import app, flags
 from absl import logging as absl_logging
+
+from fsmde_jax import files
+from fsmde_jax.errors import UserError
 
 
 def start(main: Callable[[list[str]], None]) -> None:
@@ -30,6 +34,19 @@ def _parse(argv: list[str]) -> list[str]:
         what = what.args[0] if isinstance(what, Exception) else what  # ml_collections wraps it
         sys.exit("error: --config has no key " + " ".join(str(what).split()))
     return rest
+
+
+@contextlib.contextmanager
+def errors_as_lines() -> Iterator[None]:
+    """What a user can mend, and a disk that cannot be written, end the command with one line."""
+    try:
+        yield
+    except (UserError, FloatingPointError) as error:
+        sys.exit(f"error: {error}")
+    except Exception as error:
+        if problem := files.disk_problem(error):
+            sys.exit(f"error: {problem}. What was finished is kept; the same command goes on")
+        raise
 
 
 def set_up() -> None:

@@ -1,0 +1,207 @@
+"""Files that are whole or not there: written aside and renamed, locked, checked, never lost.
+
+Whatever is being made is called `.unfinished-<name>`. A kill leaves that behind, and the same
+command makes it anew. What has its final name is whole.
+"""
+
+import contextlib
+import ctypes
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from fsmde_jax.errors import UserError
+
+_UNFINISHED = ".unfinished-"
+_MARK = ".made_by_fsmde_jax"  # in an unfinished folder: it is ours to remove
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_DISK_ERRORS = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EROFS: "the file system can only be read",
+    errno.EFBIG: "the file is larger than allowed",
+    errno.EACCES: "permission denied",
+}
+# Libraries that write by C++ (Orbax, array_record) put the system's message into theirs.
+_DISK_TEXTS = {os.strerror(number): text for number, text in _DISK_ERRORS.items()}
+
+
+def unfinished(path: Path) -> Path:
+    """What `path` is called while it is being made."""
+    return path.with_name(f"{_UNFINISHED}{path.name}")
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A file to write that becomes `path` if all goes well, and is removed otherwise."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = unfinished(path)
+    try:
+        yield partial
+        _to_disk(partial)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file whole or not at all."""
+    with replacing(path) as partial:
+        partial.write_text(text)
+
+
+def write_json(path: Path, content: Any, indent: int | None = 1) -> None:
+    """Writes a JSON file whole or not at all."""
+    write_text(path, json.dumps(content, indent=indent) + "\n")
+
+
+def read_json(path: Path, what: str, do: str) -> Any:
+    """The content of a JSON file that this package wrote.
+
+    Raises `UserError` where it is missing or damaged.
+
+    Args:
+      what: what the file is, for the error.
+      do: what the user can do, for the error.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise UserError(f"{path}: {what} is missing. {do}") from None
+    except (OSError, ValueError, RecursionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path}: {what} is damaged ({reason}). {do}") from error
+
+
+@contextlib.contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A folder to fill that becomes `path` if all goes well, and is removed otherwise.
+
+    Raises `UserError` where `path` has something in it: nothing is overwritten.
+    """
+    refuse_occupied(path)
+    partial = unfinished(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with locked(partial.with_name(f"{partial.name}.lock"), f"writing {path}", remove=True):
+        _remove_ours(partial)
+        partial.mkdir()
+        (partial / _MARK).touch()
+        try:
+            yield partial
+            (partial / _MARK).unlink()
+            if path.is_dir():
+                path.rmdir()  # empty, or refused above
+            os.rename(partial, path)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+
+
+def refuse_occupied(path: Path) -> None:
+    """Raises `UserError` where `path` is a file or a folder with something in it."""
+    if path.is_dir() and not any(path.iterdir()):
+        return
+    if path.exists() or path.is_symlink():
+        raise UserError(f"{path} is there already; remove it, or choose another --out")
+
+
+def _remove_ours(partial: Path) -> None:
+    if not partial.exists():
+        return
+    if not (partial / _MARK).is_file():
+        raise UserError(f"{partial} is in the way and was not made by fsmde_jax; move it away")
+    shutil.rmtree(partial)
+
+
+@contextlib.contextmanager
+def locked(path: Path, what: str, remove: bool = False) -> Iterator[None]:
+    """Holds the lock file `path`, which names its owner; the system frees it when that dies.
+
+    Raises `UserError` with the owner's host and process where another process holds it.
+
+    Args:
+      what: what the owner is doing, for the error of others.
+      remove: also removes the file in the end.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    owner = f"process {os.getpid()} on {socket.gethostname()}"
+    while True:
+        file = path.open("a+")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            other = file.read().strip() or "another process"
+            file.close()
+            raise UserError(
+                f"{path}: {other} is {what}. Wait for it, or end it, and try again"
+            ) from None
+        # A lock on a file that its last owner has just removed holds nothing.
+        if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+            break
+        file.close()
+    try:
+        file.truncate(0)
+        file.write(owner + "\n")
+        file.flush()
+        yield
+    finally:
+        if remove:
+            path.unlink(missing_ok=True)
+        file.close()
+
+
+def sha256(path: Path) -> str:
+    """The hex digest of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def set_aside(path: Path, why: str) -> Path:
+    """Renames what cannot be used to `<name>.<why>`, or `<name>.<why>.2`; returns the new path."""
+    number = 1
+    while (aside := path.with_name(f"{path.name}.{why}" + (f".{number}" * (number > 1)))).exists():
+        number += 1
+    os.rename(path, aside)
+    return aside
+
+
+def disk_problem(error: BaseException) -> str | None:
+    """In words, what keeps the disk from being written, if `error` or its cause says that."""
+    seen = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
+            where = f"{error.filename}: " if error.filename else ""
+            return f"{where}{_DISK_ERRORS[error.errno]}"
+        for text, meaning in _DISK_TEXTS.items():
+            if text in str(error):
+                return meaning
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def end_with_parent() -> None:
+    """This process is killed when the one that started it ends, however that ends (Linux)."""
+    if sys.platform != "linux":
+        return
+    parent = os.getppid()
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it died before the line above
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _to_disk(path: Path) -> None:
+    """Flushes a file's bytes, so that a power cut cannot leave an empty file of its final name."""
+    if path.is_file():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
