@@ -1,6 +1,7 @@
 import errno
 import multiprocessing
 import os
+import pathlib
 import signal
 import subprocess
 import sys
@@ -117,7 +118,8 @@ def test_a_child_ends_with_its_parent():
     os.kill(parent.pid, signal.SIGKILL)
     parent.join()
     for _ in range(100):
-        if not os.path.exists(f"/proc/{child}") or " Z " in open(f"/proc/{child}/stat").read():
+        status = pathlib.Path(f"/proc/{child}/stat")
+        if not status.exists() or " Z " in status.read_text():
             return
         time.sleep(0.05)
     pytest.fail(f"process {child} is alive")
