@@ -36,6 +36,7 @@ from array_record.python import array_record_module
 from tensorflow_datasets.core import splits as tfds_splits
 from tqdm import tqdm
 
+from fsmde_jax import files
 from fsmde_jax.data import dgp, nuscenes, prepared, rig_folder
 from fsmde_jax.data.recording import RecordingError
 from fsmde_jax.errors import UserError
@@ -147,7 +148,7 @@ def prepare(
     }
     options = {"name": name, "image_size": tuple(image_size), "image_format": image_format}
     if dense_depth:
-        options["dense_depth"] = True
+        options["optional"] = ("dense_depth_m",)
     final = prepared.version_dir(data_dir, dataset, name)
     incomplete = prepared.incomplete_dir(data_dir, dataset, name)
     plan = functools.partial(_plan, dataset_json, record, tuple(options.items()))
@@ -158,7 +159,7 @@ def prepare(
         reports = _make_scenes(tasks, num_workers, f"{dataset} {name}")
         builder = make_builder(dataset, tuple(options.items()))
         summary = _summarise(builder, final, reports, time.monotonic() - started)
-        _write_metadata(builder, incomplete, reports, summary, record)
+        _write_metadata(builder, incomplete, tasks, reports, summary, record)
         os.rename(incomplete, final)
     return summary
 
@@ -393,6 +394,7 @@ def write_scene(task: SceneTask, tick: Tick) -> dict[str, Any]:
                 _count(report, example, len(record))
         _check_shard(temporary, report["samples"])
         report["shard_bytes"] = temporary.stat().st_size
+        report["shard_sha256"] = files.sha256(temporary)
     report["seconds"] = round(time.monotonic() - started, 3)
     with _replacing(task.report_path) as temporary:
         temporary.write_text(json.dumps(report))
@@ -571,6 +573,7 @@ def _summarise(builder: Any, final: Path, reports: list[dict[str, Any]], seconds
 def _write_metadata(
     builder: Any,
     incomplete: Path,
+    tasks: list[SceneTask],
     reports: list[dict[str, Any]],
     summary: Summary,
     record: dict[str, Any],
@@ -606,6 +609,10 @@ def _write_metadata(
         },
         "points_per_image": summary.points_per_image,
         "max_points_per_image": max(most for _, _, most in summary.points_per_image.values()),
+        "shards": {
+            task.shard_path.name: {"bytes": report["shard_bytes"], "sha256": report["shard_sha256"]}
+            for task, report in zip(tasks, reports, strict=True)
+        },
     }
     record = {**record, "seconds": round(summary.seconds, 1)}
     contents = {

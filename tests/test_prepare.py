@@ -241,6 +241,73 @@ def test_what_is_missing_is_said_with_the_next_command(raw, out):
         split_of(out, "test")
 
 
+def test_optional_fields_come_back_as_they_were_stored(raw, out, monkeypatch):
+    from tfds_builders import base
+    from tfds_builders.ddad import ddad_dataset_builder as ddad
+
+    def png(picture):
+        buffer = io.BytesIO()
+        Image.fromarray(picture).save(buffer, "png")
+        return buffer.getvalue()
+
+    rng = np.random.default_rng(0)
+    pictures = {
+        name: rng.integers(0, 256, (6, *SIZE, *channels)).astype(np.uint8)
+        for name, channels in {
+            "previous_images": (3,),
+            "next_images": (3,),
+            "class_map": (),
+            "mirror_strength": (),
+            "images_without_mirrors": (3,),
+        }.items()
+    }
+    encoded = {name: list(map(png, rows)) for name, rows in pictures.items()}
+    others = {
+        "dense_depth_m": rng.uniform(0, 90, (6, *SIZE)).astype(np.float16),
+        "world_from_previous_camera": rng.normal(size=(6, 4, 4)),
+        "world_from_next_camera": rng.normal(size=(6, 4, 4)),
+    }
+
+    example = ddad.Builder.example
+
+    def make_builder(dataset, options):
+        stored = (*pictures, *others)
+        assert set(stored) == set(base.optional_features(base.RigConfig(name="all")))
+        config = base.RigConfig(**dict(options), optional=stored)
+        return ddad.Builder(config=config, data_dir=os.devnull)
+
+    monkeypatch.setattr(prepare_module, "make_builder", make_builder)
+    monkeypatch.setattr(
+        ddad.Builder,
+        "example",
+        lambda self, sample: {**example(self, sample), **encoded, **others},
+    )
+    run(raw, out, image_format="png")
+    sample = split_of(out, "val", "15x24_png")[1]
+    for name, expected in pictures.items():
+        assert sample[name].dtype == np.uint8
+        np.testing.assert_array_equal(sample[name], expected, err_msg=name)
+    for name, expected in others.items():
+        np.testing.assert_array_equal(sample[name], expected, err_msg=name)
+
+
+def test_an_older_version_is_refused_with_the_command_and_left_alone(raw, out):
+    first = run(raw, out, image_format="png").directory
+    assert first.name == "2.0.0"
+    old = first.rename(first.with_name("1.0.0"))
+    before = {path: identity(path) for path in old.rglob("*")}
+    with pytest.raises(prepared.PreparedDataError) as caught:
+        split_of(out, config_name="15x24_png")
+    for word in (f"{old} holds version 1.0.0", "version 2.0.0", "you may delete afterwards"):
+        assert word in str(caught.value)
+    assert f"--source={raw} --data_dir={out} --image_size=15x24 --image_format=png" in str(
+        caught.value
+    )
+    assert not run(raw, out, image_format="png").already_there
+    assert len(split_of(out, config_name="15x24_png")) == 6
+    assert {path: identity(path) for path in old.rglob("*")} == before
+
+
 # Bad input
 
 
@@ -509,7 +576,7 @@ def test_the_command_prints_a_summary_and_needs_no_tensorflow(raw, out):
     done = command(raw, out, "--num_workers=2")
     stdout, stderr = done.communicate(timeout=100)
     assert done.returncode == 0, stderr
-    for word in ("train: 2 scenes, 6 samples", "CAMERA_08", "0 skipped", "15x24/1.0.0"):
+    for word in ("train: 2 scenes, 6 samples", "CAMERA_08", "0 skipped", "15x24/2.0.0"):
         assert word in stdout
     assert "9/9" in stderr and "sample/s" in stderr
     check = (
