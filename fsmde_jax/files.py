@@ -10,18 +10,20 @@ import errno
 import fcntl
 import hashlib
 import json
+import multiprocessing
 import os
 import shutil
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from fsmde_jax.errors import UserError
 
-_UNFINISHED = ".unfinished-"
+UNFINISHED = ".unfinished-"
 _MARK = ".made_by_fsmde_jax"  # in an unfinished folder: it is ours to remove
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _DISK_ERRORS = {
@@ -37,7 +39,7 @@ _DISK_TEXTS = {os.strerror(number): text for number, text in _DISK_ERRORS.items(
 
 def unfinished(path: Path) -> Path:
     """What `path` is called while it is being made."""
-    return path.with_name(f"{_UNFINISHED}{path.name}")
+    return path.with_name(f"{UNFINISHED}{path.name}")
 
 
 @contextlib.contextmanager
@@ -180,12 +182,13 @@ def disk_problem(error: BaseException) -> str | None:
     seen = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
+        filename = getattr(error, "filename", None)
+        where = f"{filename}: " if filename else ""
         if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
-            where = f"{error.filename}: " if error.filename else ""
             return f"{where}{_DISK_ERRORS[error.errno]}"
         for text, meaning in _DISK_TEXTS.items():
             if text in str(error):
-                return meaning
+                return f"{where}{meaning}"
         error = error.__cause__ or error.__context__
     return None
 
@@ -198,6 +201,15 @@ def end_with_parent() -> None:
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it died before the line above
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+def end_with_parent_process() -> None:
+    """This process, which multiprocessing started, ends within a moment when its parent does.
+
+    The signal of `end_with_parent` comes when the *thread* that started the process ends.
+    """
+    parent = multiprocessing.parent_process()
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
 def _to_disk(path: Path) -> None:

@@ -132,9 +132,10 @@ class RigBuilder(tfds.core.GeneratorBasedBuilder):
         }
 
     def files_of(self, sample: recording.Sample) -> list[Path]:
-        """The images and clouds that `example` reads."""
-        clouds = [] if sample.lidar is None else [sample.lidar.cloud_path]
-        return [*(camera.image_path for camera in sample.cameras), *clouds]
+        """What a sample is made from beside its scene's description: images, cloud, calibration."""
+        lidar_files = [] if sample.lidar is None else [sample.lidar.cloud_path]
+        calibration = [] if sample.calibration_path is None else [sample.calibration_path]
+        return [*(camera.image_path for camera in sample.cameras), *lidar_files, *calibration]
 
     def _project(
         self, sweep: recording.Lidar | None, cameras: list[recording.Camera]

@@ -7,6 +7,7 @@
 import functools
 import io
 import operator
+import shlex
 from pathlib import Path
 from typing import Any, SupportsIndex
 
@@ -61,7 +62,7 @@ class PreparedSplit:
         self.directory = directory
         self.split = split
         self.rig = _opened(directory)
-        builder = _tfds_builder(directory)
+        builder = tfds.builder_from_directory(directory)
         self._pictures = [name for name in _PICTURES if name in builder.info.features]
         keep = {name: _KeepEncoded() for name in self._pictures}
         self._source = builder.as_data_source(split=split, decoders=keep)
@@ -105,16 +106,16 @@ def open_split(data_dir: Path, dataset: str, config_name: str, split: str) -> Pr
 
 
 def _opened(directory: Path) -> dict[str, Any]:
-    """The content of a dataset's rig.json, whose shards are all there in their size."""
+    """The content of a dataset's rig.json, whose files are all there in their size."""
     rig = read_rig(directory)
-    _check_sizes(directory, (directory / RIG_FILE).stat().st_mtime_ns)
+    _check_files(directory, (directory / RIG_FILE).stat().st_mtime_ns)
     return rig
 
 
 @functools.lru_cache  # once a process, as long as the dataset is not made anew
-def _check_sizes(directory: Path, _changed_ns: int) -> None:
-    for name, shard in read_rig(directory)["shards"].items():
-        if problem := shard_problem(directory / name, shard["bytes"]):
+def _check_files(directory: Path, _changed_ns: int) -> None:
+    for name, written in read_rig(directory)["files"].items():
+        if problem := file_problem(directory / name, written, fully=name.endswith(".json")):
             raise PreparedDataError(
                 f"{problem}. Make it again from the recording, all else stays"
                 f"{_command_there(directory)}"
@@ -126,12 +127,19 @@ def read_rig(directory: Path) -> dict[str, Any]:
     return files.read_json(directory / RIG_FILE, "the list of what is prepared", anew(directory))
 
 
-def shard_problem(path: Path, size: int) -> str | None:
-    """In words, what is wrong with a shard that should have `size` bytes, by its size alone."""
+def file_problem(path: Path, written: dict[str, Any], fully: bool) -> str | None:
+    """In words, what is wrong with a file of a dataset; by its bytes, too, if `fully`.
+
+    Args:
+      written: what rig.json says of it: "bytes" and "sha256".
+    """
     if not path.is_file():
         return f"{path} is missing"
-    found = path.stat().st_size
-    return None if found == size else f"{path} has {found} bytes of {size}: it was cut or changed"
+    if (found := path.stat().st_size) != written["bytes"]:
+        return f"{path} has {found} bytes of {written['bytes']}: it was cut or changed"
+    if fully and files.sha256(path) != written["sha256"]:
+        return f"{path} was changed: its checksum is not the one that was written down"
+    return None
 
 
 def anew(directory: Path) -> str:
@@ -148,20 +156,6 @@ def _command_there(directory: Path) -> str:
         return ""
 
 
-def _tfds_builder(directory: Path) -> Any:
-    """TFDS's reader of the folder."""
-    for name in ("features.json", "dataset_info.json"):
-        files.read_json(directory / name, "TFDS's description of the dataset", anew(directory))
-    try:
-        return tfds.builder_from_directory(directory)
-    except Exception as error:  # of many kinds, where the JSON is not what TFDS wrote
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise PreparedDataError(
-            f"{directory / 'features.json'} or dataset_info.json beside it is damaged ({reason}). "
-            f"{anew(directory)}"
-        ) from error
-
-
 def version_dir(data_dir: Path, dataset: str, config_name: str) -> Path:
     """Where the finished dataset lies."""
     return Path(data_dir) / dataset / config_name / VERSION
@@ -175,8 +169,7 @@ def incomplete_dir(data_dir: Path, dataset: str, config_name: str) -> Path:
 def prepare_command(record: dict[str, Any], data_dir: Path) -> str:
     """The shell command that makes the dataset that `record` (of prepare.json) describes."""
     height, width = record["image_size"]
-    parts = [
-        "python -m fsmde_jax.prepare",
+    arguments = [
         f"--dataset={record['dataset']}",
         f"--source={record['source']}",
         f"--data_dir={data_dir}",
@@ -187,7 +180,7 @@ def prepare_command(record: dict[str, Any], data_dir: Path) -> str:
         *(["--dense_depth"] if record["dense_depth"] else []),
         *(["--on_error=skip"] if record["on_error"] == "skip" else []),
     ]
-    return " ".join(parts)
+    return f"python -m fsmde_jax.prepare {shlex.join(arguments)}"
 
 
 def raw_data_help(dataset: str) -> str:
