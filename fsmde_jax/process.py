@@ -67,15 +67,14 @@ def set_up() -> None:
 def num_cores() -> int:
     """How many cores this process may use: by its affinity and its cgroups' CPU quota (Linux)."""
     usable = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-    return min(usable, _quota(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")))
+    return min([usable, *_quotas(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))])
 
 
-def _quota(membership: Path, mount: Path) -> float:
-    """Cores by the tightest CPU quota of the process's cgroups (v1 or v2), rounded up.
+def _quotas(membership: Path, mount: Path) -> Iterator[int]:
+    """Cores by each CPU quota of the process's cgroups (v1 or v2), rounded up.
 
     In a container the path in `membership` may be the host's; what counts then is at `mount`.
     """
-    cores = math.inf
     for line in membership.read_text().splitlines() if membership.is_file() else []:
         _, controllers, path = line.split(":", 2)
         if controllers and "cpu" not in controllers.split(","):
@@ -92,8 +91,7 @@ def _quota(membership: Path, mount: Path) -> float:
             except OSError:
                 continue
             if quota != "max" and int(quota) > 0:
-                cores = min(cores, math.ceil(int(quota) / int(period)))
-    return cores
+                yield math.ceil(int(quota) / int(period))
 
 
 def _keep_freed_memory() -> None:
