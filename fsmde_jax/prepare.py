@@ -418,6 +418,7 @@ def _start_worker(stop: Any, counter: Any) -> None:
     global _worker_signals
     _worker_signals = stop, counter
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    files.end_with_parent()  # the thread that starts workers waits for them
     files.end_with_parent_process()
 
 
@@ -586,8 +587,8 @@ def _existing(
         report = reports[task.report_path]
         if report and (changed := _changed_source(task, report)):
             raise PrepareError(
-                f"{final} was made from another version of {changed}: remove that "
-                "folder, or choose another --config_name or --data_dir"
+                f"{final} was made from another version of {changed}: restore that file, remove "
+                "the folder, or choose another --config_name or --data_dir"
             )
         problem = report and prepared.file_problem(task.shard_path, report["shard"], fully=False)
         if problem:
