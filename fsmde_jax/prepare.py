@@ -586,9 +586,11 @@ def _existing(
     for task in tasks:
         report = reports[task.report_path]
         if report and (changed := _changed_source(task, report)):
+            drawn = "delete its scene, which is then drawn again" * (task.dataset == "world")
             raise PrepareError(
-                f"{final} was made from another version of {changed}: restore that file, remove "
-                "the folder, or choose another --config_name or --data_dir"
+                f"{final} was made from another version of {changed}: "
+                f"{drawn or 'restore that file'}, or remove the folder, or choose another "
+                "--config_name or --data_dir"
             )
         problem = report and prepared.file_problem(task.shard_path, report["shard"], fully=False)
         if problem:

@@ -385,6 +385,22 @@ def test_the_real_key_frame_is_read_without_its_missing_tables(shared_dir, out):
         run(root, out / "b")
 
 
+def test_a_damaged_plan_is_named_instead_of_used(raw, tmp_path):
+    """A flipped bit may leave valid JSON with another pose in it."""
+    open_scenes(raw, tmp_path)
+    path = tmp_path / "train-00001.json"
+    whole = path.read_bytes()
+    place = whole.index(b"0.", len(whole) // 2) + 2
+    path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+    with pytest.raises(RecordingError, match=r"train-00001\.json: the plan of a scene is damaged"):
+        open_scenes(raw, tmp_path)
+    path.write_bytes(whole)
+    open_scenes(raw, tmp_path)
+    (tmp_path / "plan.json").write_text("{")
+    with pytest.raises(UserError, match=r"plan\.json: the list of planned scenes is damaged"):
+        open_scenes(raw, tmp_path)
+
+
 # Splits
 
 # Numbers of the official training scenes (nuscenes-devkit, utils/splits.py).

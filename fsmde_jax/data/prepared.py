@@ -7,6 +7,7 @@
 import functools
 import io
 import operator
+import re
 import shlex
 from pathlib import Path
 from typing import Any, SupportsIndex
@@ -213,11 +214,12 @@ def _how_to_prepare(directory: Path, dataset: str, data_dir: Path, config_name: 
     if record_path.is_file():
         command = _command_there(record_path.parent)
         return f"{directory} is not finished, its preparation was interrupted. Resume it{command}"
-    for old in sorted(directory.parent.glob("*/prepare.json"), reverse=True):
+    versions = [path.parent for path in directory.parent.glob(f"*/{RECORD_FILE}")]
+    for old in sorted(path for path in versions if re.fullmatch(r"[\d.]+", path.name)):
         return (
-            f"{old.parent} holds version {old.parent.name} of the prepared data, this is for "
-            f"version {VERSION}. Prepare it anew, beside the old folder, which you may delete "
-            f"afterwards{_command_there(old.parent)}"
+            f"{old} holds version {old.name} of the prepared data, this is for version {VERSION}. "
+            "Prepare it anew, beside the old folder, which you may delete afterwards"
+            f"{_command_there(old)}"
         )
     return (
         f"There is no prepared dataset in {directory}. {raw_data_help(dataset)} Then run: "
