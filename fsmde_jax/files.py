@@ -10,18 +10,20 @@ import errno
 import fcntl
 import hashlib
 import json
+import multiprocessing
 import os
 import shutil
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from fsmde_jax.errors import UserError
 
-_UNFINISHED = ".unfinished-"
+UNFINISHED = ".unfinished-"
 _MARK = ".made_by_fsmde_jax"  # in an unfinished folder: it is ours to remove
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _DISK_ERRORS = {
@@ -37,7 +39,7 @@ _DISK_TEXTS = {os.strerror(number): text for number, text in _DISK_ERRORS.items(
 
 def unfinished(path: Path) -> Path:
     """What `path` is called while it is being made."""
-    return path.with_name(f"{_UNFINISHED}{path.name}")
+    return path.with_name(f"{UNFINISHED}{path.name}")
 
 
 @contextlib.contextmanager
@@ -92,18 +94,18 @@ def new_folder(path: Path) -> Iterator[Path]:
     partial = unfinished(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with locked(partial.with_name(f"{partial.name}.lock"), f"writing {path}", remove=True):
-        _remove_ours(partial)
-        partial.mkdir()
-        (partial / _MARK).touch()
+        claim(partial)
+        remove_claimed(partial)
+        claim(partial)
         try:
             yield partial
-            (partial / _MARK).unlink()
             if path.is_dir():
                 path.rmdir()  # empty, or refused above
             os.rename(partial, path)
         except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
+            remove_claimed(partial)
             raise
+        (path / _MARK).unlink()
 
 
 def refuse_occupied(path: Path) -> None:
@@ -114,12 +116,33 @@ def refuse_occupied(path: Path) -> None:
         raise UserError(f"{path} is there already; remove it, or choose another --out")
 
 
-def _remove_ours(partial: Path) -> None:
-    if not partial.exists():
+def claim(folder: Path) -> None:
+    """Makes a folder that is marked as ours to remove, or finds it made.
+
+    Raises `UserError` where it has something in it and no mark.
+    """
+    if is_claimed(folder):
         return
-    if not (partial / _MARK).is_file():
-        raise UserError(f"{partial} is in the way and was not made by fsmde_jax; move it away")
-    shutil.rmtree(partial)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} is in the way and was not made by fsmde_jax; move it away")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / _MARK).touch()
+
+
+def is_claimed(folder: Path) -> bool:
+    """Whether a folder has the mark of ours."""
+    return (folder / _MARK).is_file()
+
+
+def remove_claimed(folder: Path) -> None:
+    """Removes a folder of ours, the mark last, so that a kill leaves no stranger."""
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name != _MARK:
+            path.unlink()
+    (folder / _MARK).unlink()
+    folder.rmdir()
 
 
 @contextlib.contextmanager
@@ -180,12 +203,13 @@ def disk_problem(error: BaseException) -> str | None:
     seen = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
+        filename = getattr(error, "filename", None)
+        where = f"{filename}: " if filename else ""
         if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
-            where = f"{error.filename}: " if error.filename else ""
             return f"{where}{_DISK_ERRORS[error.errno]}"
         for text, meaning in _DISK_TEXTS.items():
             if text in str(error):
-                return meaning
+                return f"{where}{meaning}"
         error = error.__cause__ or error.__context__
     return None
 
@@ -198,6 +222,18 @@ def end_with_parent() -> None:
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it died before the line above
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+def end_with_parent_process() -> None:
+    """This process, which multiprocessing started, ends within a moment when its parent does.
+
+    The signal of `end_with_parent` comes at once, but already when the *thread* ends that started
+    the process, and never where the parent has ended before.
+    """
+    parent = multiprocessing.parent_process()
+    if not parent.is_alive():
+        os._exit(1)
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
 def _to_disk(path: Path) -> None:

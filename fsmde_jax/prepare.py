@@ -6,23 +6,26 @@ Every finished scene is a shard with a report beside it in `<version>.incomplete
 command continues where an interrupted one stopped. Only when all scenes and the metadata are
 there is the folder renamed to `<version>/`, so whatever has that name is whole. A worker holds
 one sample at a time.
+
+On finished data the same command looks whether the recording is still the one that it was made
+from (a report has size, time and SHA-256 of every file that was read) and makes again what is
+missing or cut; `--verify` reads every shard and compares its checksum.
 """
 
 import concurrent.futures
 import contextlib
 import dataclasses
-import fcntl
+import errno
 import functools
 import hashlib
 import importlib
-import json
 import multiprocessing
 import os
 import re
 import shutil
 import signal
 import sys
-import threading
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures.process import BrokenProcessPool
@@ -36,6 +39,7 @@ from array_record.python import array_record_module
 from tensorflow_datasets.core import splits as tfds_splits
 from tqdm import tqdm
 
+from fsmde_jax import files, process
 from fsmde_jax.data import dgp, nuscenes, prepared, rig_folder
 from fsmde_jax.data.recording import RecordingError
 from fsmde_jax.errors import UserError
@@ -45,6 +49,7 @@ READERS = {"ddad": dgp, "world": dgp, "nuscenes": nuscenes, "rig": rig_folder}
 REPORTS_DIR = "scenes"
 PLAN_DIR = "plan"
 _LISTED_SKIPS = 10
+_CHECK_MARK = ".made_by_check"  # in the folder of pictures: they are ours to draw again
 
 Tick = Callable[[], None]
 
@@ -67,6 +72,7 @@ class SceneTask:
     scene_id: str
     scene_path: Path
     scene_sha256: str | None  # None: the file is missing
+    root: Path  # of the recording; its files are named relative to it
     num_samples: int  # 0 where the scene file is broken
     on_error: str
     shard_path: Path
@@ -133,11 +139,9 @@ def prepare(
     started = time.monotonic()
     name = config_name or default_config_name(image_size, image_format, dense_depth)
     _check_arguments(dataset, image_size, image_format, dense_depth, on_error, name)
-    dataset_json = _find_source(dataset, Path(source))
     record = {
         "dataset": dataset,
         "source": str(Path(source).resolve()),
-        "dataset_json_sha256": _sha256(dataset_json),
         "config_name": name,
         "image_size": list(image_size),
         "image_format": image_format,
@@ -147,20 +151,36 @@ def prepare(
     }
     options = {"name": name, "image_size": tuple(image_size), "image_format": image_format}
     if dense_depth:
-        options["dense_depth"] = True
+        options["optional"] = ("dense_depth_m",)
+    builder = make_builder(dataset, tuple(options.items()))
     final = prepared.version_dir(data_dir, dataset, name)
     incomplete = prepared.incomplete_dir(data_dir, dataset, name)
+    try:
+        dataset_json = _find_source(dataset, Path(source))
+    except PrepareError as error:
+        if not final.exists():
+            raise
+        return _without_source(builder, final, record, error)
+    record["dataset_json_sha256"] = _sha256(dataset_json)
     plan = functools.partial(_plan, dataset_json, record, tuple(options.items()))
-    if final.exists():
-        return _existing(final, record, plan)
-    with _claimed(incomplete, record):
-        tasks = plan(incomplete)
-        reports = _make_scenes(tasks, num_workers, f"{dataset} {name}")
-        builder = make_builder(dataset, tuple(options.items()))
-        summary = _summarise(builder, final, reports, time.monotonic() - started)
-        _write_metadata(builder, incomplete, reports, summary, record)
-        os.rename(incomplete, final)
-    return summary
+    if not final.exists():
+        with _locked(final):
+            if not final.exists():  # another process may just have finished it
+                _begin(incomplete, record)
+                tasks = plan(incomplete)
+                reports = {task.report_path: _finished_report(task) for task in tasks}
+                _make_scenes(tasks, reports, num_workers)
+                seconds = time.monotonic() - started
+                summary = _summarise(builder, final, list(reports.values()), seconds)
+                _write_metadata(builder, incomplete, tasks, reports, summary, record)
+                os.rename(incomplete, final)
+                return summary
+    return _existing(builder, final, record, plan, num_workers)
+
+
+def _locked(final: Path) -> contextlib.AbstractContextManager[None]:
+    lock = final.with_name(f"{final.name}.lock")
+    return files.locked(lock, f"preparing {final}", remove=True)
 
 
 def default_config_name(image_size: tuple[int, int], image_format: str, dense_depth: bool) -> str:
@@ -235,6 +255,8 @@ def _plan(
     """One task a scene and split, each with the name of its shard."""
     tasks = []
     reader = READERS[record["dataset"]]
+    root = Path(record["source"])
+    root = root.parent if root.is_file() else root
     planned = reader.plan(dataset_json, tuple(record["splits"]), directory / PLAN_DIR)
     for split, scenes in planned.items():
         if not scenes:
@@ -249,6 +271,7 @@ def _plan(
                     scene_id=scene_id,
                     scene_path=path,
                     scene_sha256=_sha256(path) if path.is_file() else None,
+                    root=root,
                     num_samples=num_samples(reader, path),
                     on_error=record["on_error"],
                     shard_path=directory / shard,
@@ -279,12 +302,14 @@ def _sha256(path: Path) -> str:
 # The scenes
 
 
-def _make_scenes(tasks: list[SceneTask], num_workers: int, title: str) -> list[dict[str, Any]]:
-    """Reports of all scenes in the order of `tasks`; finished ones are only read."""
-    reports = {task.report_path: _finished_report(task) for task in tasks}
+def _make_scenes(
+    tasks: list[SceneTask], reports: dict[Path, dict[str, Any] | None], num_workers: int
+) -> None:
+    """Makes the scenes that `reports`, by the report's path, has as None, and fills it."""
     todo = [task for task in tasks if reports[task.report_path] is None]
     done = sum(task.num_samples for task in tasks if reports[task.report_path])
     total = sum(task.num_samples for task in tasks)
+    title = f"{tasks[0].dataset} {dict(tasks[0].options)['name']}"
     with tqdm(total=total, initial=done, unit="sample", desc=title, smoothing=0.05) as bar:
         run = _run_here if num_workers < 2 else functools.partial(_run_apart, num_workers)
         finished = len(tasks) - len(todo)
@@ -292,22 +317,59 @@ def _make_scenes(tasks: list[SceneTask], num_workers: int, title: str) -> list[d
             reports[task.report_path] = report
             finished += 1
             bar.set_postfix(scenes=f"{finished}/{len(tasks)}")
-    return [reports[task.report_path] for task in tasks]
+
+
+def _read_report(path: Path) -> dict[str, Any] | None:
+    """The report of a scene; a damaged one is told, set aside and taken as missing."""
+    if not path.is_file():
+        return None
+    try:
+        return files.read_json(path, "the report of a scene", "")
+    except UserError as error:
+        print(f"{error}Its scene is made again", file=sys.stderr)
+        files.set_aside(path, "damaged")
+        return None
 
 
 def _finished_report(task: SceneTask) -> dict[str, Any] | None:
-    """The report of an earlier run, if it still holds for this one."""
-    if not task.report_path.is_file():
+    """The report of an earlier run, if it still holds for this one and its shard is whole."""
+    report = _read_report(task.report_path)
+    if report is None or report["scene_id"] != task.scene_id:
         return None
-    report = json.loads(task.report_path.read_text())
-    holds = (
-        report["scene_id"] == task.scene_id
-        and report["scene_sha256"] == task.scene_sha256
-        and task.shard_path.is_file()
-        and task.shard_path.stat().st_size == report["shard_bytes"]
-        and not (task.on_error == "stop" and report["skipped"])
-    )
-    return report if holds else None
+    if task.on_error == "stop" and report["skipped"]:
+        return None
+    if _changed_source(task, report):
+        return None
+    if problem := prepared.file_problem(task.shard_path, report["shard"], fully=True):
+        print(f"{problem}. It is made again", file=sys.stderr)
+        return None
+    return report
+
+
+def _changed_source(task: SceneTask, report: dict[str, Any]) -> Path | None:
+    """The first file of the recording that is not as it was when the scene was made."""
+    if report["scene_sha256"] != task.scene_sha256:
+        return task.scene_path
+    paths = {task.root / name: known for name, known in report["files"].items()}
+    return next((path for path, known in paths.items() if not _is_same(path, known)), None)
+
+
+def _fingerprint(path: Path) -> list[Any] | None:
+    """Size, time and checksum of a file; None where there is none."""
+    if not path.is_file():
+        return None
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns, files.sha256(path)]
+
+
+def _is_same(path: Path, known: list[Any] | None) -> bool:
+    """Whether a file has the fingerprint; it is read only where its time alone is another."""
+    if known is None or not path.is_file():
+        return known is None and not path.is_file()
+    status = path.stat()
+    if status.st_size != known[0]:
+        return False
+    return status.st_mtime_ns == known[1] or files.sha256(path) == known[2]
 
 
 def _run_here(
@@ -356,8 +418,8 @@ def _start_worker(stop: Any, counter: Any) -> None:
     global _worker_signals
     _worker_signals = stop, counter
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+    files.end_with_parent()  # the thread that starts workers waits for them
+    files.end_with_parent_process()
 
 
 def _write_in_worker(task: SceneTask) -> dict[str, Any]:
@@ -383,19 +445,20 @@ def write_scene(task: SceneTask, tick: Tick) -> dict[str, Any]:
         "record_bytes": 0,
         "points": {},
         "skipped": [],
+        "files": {},
     }
     builder = make_builder(task.dataset, task.options)
-    with _replacing(task.shard_path) as temporary:
+    with files.replacing(task.shard_path) as temporary:
         with _shard_writer(temporary) as write:
             for example in _usable_examples(builder, task, report, tick):
                 record = builder.info.features.serialize_example(example)
                 write(record)
                 _count(report, example, len(record))
         _check_shard(temporary, report["samples"])
-        report["shard_bytes"] = temporary.stat().st_size
+        size, digest = temporary.stat().st_size, files.sha256(temporary)
+        report["shard"] = {"bytes": size, "sha256": digest}
     report["seconds"] = round(time.monotonic() - started, 3)
-    with _replacing(task.report_path) as temporary:
-        temporary.write_text(json.dumps(report))
+    files.write_json(task.report_path, report, indent=None)
     return report
 
 
@@ -414,7 +477,12 @@ def _usable_examples(
     held = None
     for index in range(len(scene)):
         try:
-            example = builder.example(scene.sample(index))
+            sample = scene.sample(index)
+            for path in builder.files_of(sample):
+                name = os.path.relpath(path, task.root)
+                if name not in report["files"]:
+                    report["files"][name] = _fingerprint(path)
+            example = builder.example(sample)
         except RecordingError as error:
             what = f"sample {task.scene_id}/{index:06d} ({task.split})"
             _skip(task, report, what, error)
@@ -453,7 +521,7 @@ def _shard_writer(path: Path) -> Iterator[Callable[[bytes], None]]:
         ) as writer:
             yield writer.write
     except RuntimeError as error:
-        raise OSError(f"{path} cannot be written: {error}") from error
+        raise OSError(errno.EIO, f"cannot be written: {error}", str(path)) from error
 
 
 def _check_shard(path: Path, num_samples: int) -> None:
@@ -462,44 +530,30 @@ def _check_shard(path: Path, num_samples: int) -> None:
     found = reader.num_records()
     reader.close()
     if found != num_samples:
-        raise OSError(f"{path} holds {found} records of {num_samples} written: is the disk full?")
-
-
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A temporary file that becomes `path` if all goes well and is removed otherwise."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        raise OSError(errno.ENOSPC, f"holds {found} records of {num_samples}", str(path))
 
 
 # The folder
 
 
-@contextlib.contextmanager
-def _claimed(incomplete: Path, record: dict[str, Any]) -> Iterator[None]:
-    """The incomplete folder for this process alone, begun now or by an equal command before."""
+def _begin(incomplete: Path, record: dict[str, Any]) -> None:
+    """The incomplete folder, begun now or by an equal command before."""
     incomplete.mkdir(parents=True, exist_ok=True)
-    with (incomplete / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise PrepareError(f"another process is preparing {incomplete}") from None
-        record_path = incomplete / prepared.RECORD_FILE
-        there = json.loads(record_path.read_text()) if record_path.is_file() else record
+    record_path = incomplete / prepared.RECORD_FILE
+    if record_path.is_file():
+        there = _read_record(incomplete)
         if any(incomplete.glob(f"{REPORTS_DIR}/*.done.json")):
             _refuse_other(incomplete, there, record)
         elif there != record:  # a plan of other tables or splits
             shutil.rmtree(incomplete / PLAN_DIR, ignore_errors=True)
-        with _replacing(record_path) as temporary:
-            temporary.write_text(json.dumps(record, indent=1))
-        for leftover in incomplete.rglob("*.tmp"):
-            leftover.unlink()
-        yield
+    for leftover in incomplete.rglob(f"{files.UNFINISHED}*"):  # of a kill
+        leftover.unlink()
+    files.write_json(record_path, record)
+
+
+def _read_record(directory: Path) -> dict[str, Any]:
+    what = "what the folder was made with"
+    return files.read_json(directory / prepared.RECORD_FILE, what, f"Move {directory} away")
 
 
 def _refuse_other(directory: Path, there: dict[str, Any], asked: dict[str, Any]) -> None:
@@ -515,25 +569,112 @@ def _refuse_other(directory: Path, there: dict[str, Any], asked: dict[str, Any])
 
 
 def _existing(
-    final: Path, record: dict[str, Any], plan: Callable[[Path], list[SceneTask]]
+    builder: Any,
+    final: Path,
+    record: dict[str, Any],
+    plan: Callable[[Path], list[SceneTask]],
+    num_workers: int,
 ) -> Summary:
-    """The summary of a finished dataset, provided it came from these very scene files."""
-    record_path = final / prepared.RECORD_FILE
-    if not record_path.is_file():
-        raise PrepareError(f"{final} exists but was not made by fsmde_jax.prepare; remove it")
-    there = json.loads(record_path.read_text())
+    """The summary of a finished dataset that came from this very recording.
+
+    What is missing or cut there is made again; nothing is removed, only set aside.
+    """
+    there = _record_of_finished(final)
     _refuse_other(final, there, record)
     tasks = plan(final)
-    reports = [json.loads(task.report_path.read_text()) for task in tasks]
-    for task, report in zip(tasks, reports, strict=True):
-        if report["scene_sha256"] != task.scene_sha256:
+    reports = {task.report_path: _read_report(task.report_path) for task in tasks}
+    for task in tasks:
+        report = reports[task.report_path]
+        if report and (changed := _changed_source(task, report)):
+            drawn = "delete its scene, which is then drawn again" * (task.dataset == "world")
             raise PrepareError(
-                f"{final} was made from another version of {task.scene_path}: remove that "
-                "folder, or choose another --config_name or --data_dir"
+                f"{final} was made from another version of {changed}: "
+                f"{drawn or 'restore that file'}, or remove the folder, or choose another "
+                "--config_name or --data_dir"
             )
-    builder = make_builder(tasks[0].dataset, tasks[0].options)
+        problem = report and prepared.file_problem(task.shard_path, report["shard"], fully=False)
+        if problem:
+            print(f"{problem}. It is made again", file=sys.stderr)
+            reports[task.report_path] = None
+    if None in reports.values() or not _metadata_is_whole(final, tasks, reports):
+        with _locked(final):
+            for task in tasks:
+                if reports[task.report_path] is None and task.shard_path.exists():
+                    files.set_aside(task.shard_path, "damaged")
+            _make_scenes(tasks, reports, num_workers)
+            summary = _summarise(builder, final, list(reports.values()), there["seconds"])
+            _write_metadata(builder, final, tasks, reports, summary, record)
+            return summary
+    summary = _summarise(builder, final, list(reports.values()), there["seconds"])
+    return dataclasses.replace(summary, already_there=True)
+
+
+def _record_of_finished(final: Path) -> dict[str, Any]:
+    if not (final / prepared.RECORD_FILE).is_file():
+        raise PrepareError(f"{final} exists but was not made by fsmde_jax.prepare; remove it")
+    return _read_record(final)
+
+
+def _metadata_is_whole(
+    final: Path, tasks: list[SceneTask], reports: dict[Path, dict[str, Any]]
+) -> bool:
+    """Whether rig.json describes these shards, and TFDS's files are as they were written.
+
+    What is not as it was is told and set aside.
+    """
+    try:
+        written = prepared.read_rig(final)["files"]
+    except UserError as error:
+        print(error, file=sys.stderr)
+        if (final / prepared.RIG_FILE).exists():
+            files.set_aside(final / prepared.RIG_FILE, "damaged")
+        return False
+    whole = _shards(tasks, reports).items() <= written.items()
+    for name in written.keys() - _shards(tasks, reports).keys():
+        if problem := prepared.file_problem(final / name, written[name], fully=True):
+            print(f"{problem}. It is made again", file=sys.stderr)
+            if (final / name).exists():
+                files.set_aside(final / name, "damaged")
+            whole = False
+    return whole
+
+
+def _shards(
+    tasks: list[SceneTask], reports: dict[Path, dict[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """Size and checksum of each shard, by its name."""
+    return {task.shard_path.name: reports[task.report_path]["shard"] for task in tasks}
+
+
+def _without_source(
+    builder: Any, final: Path, record: dict[str, Any], missing: PrepareError
+) -> Summary:
+    """The summary of a finished dataset whose recording is gone, if its files are there."""
+    there = _record_of_finished(final)
+    _refuse_other(final, there, record)
+    for name, written in prepared.read_rig(final)["files"].items():
+        if problem := prepared.file_problem(final / name, written, fully=False):
+            raise PrepareError(f"{problem}, and cannot be made again: {missing}")
+    reports = [
+        files.read_json(path, "the report of a scene", prepared.anew(final))
+        for split in record["splits"]
+        for path in sorted((final / REPORTS_DIR).glob(f"{split}-*.done.json"))
+    ]
     summary = _summarise(builder, final, reports, there["seconds"])
     return dataclasses.replace(summary, already_there=True)
+
+
+def verify(final: Path) -> tuple[int, list[str]]:
+    """Reads a finished dataset's files whole: how many there are, and in words what is wrong.
+
+    Raises `UserError` where there is no such dataset, or its rig.json is damaged.
+    """
+    problems = []
+    written = prepared.read_rig(final)["files"]
+    for name in tqdm(written, desc="verifying", unit="file"):
+        if problem := prepared.file_problem(final / name, written[name], fully=True):
+            problems.append(problem)
+    return len(written), problems
 
 
 def _summarise(builder: Any, final: Path, reports: list[dict[str, Any]], seconds: float) -> Summary:
@@ -570,18 +711,19 @@ def _summarise(builder: Any, final: Path, reports: list[dict[str, Any]], seconds
 
 def _write_metadata(
     builder: Any,
-    incomplete: Path,
-    reports: list[dict[str, Any]],
+    directory: Path,
+    tasks: list[SceneTask],
+    reports: dict[Path, dict[str, Any]],
     summary: Summary,
     record: dict[str, Any],
 ) -> None:
-    """TFDS's own files, the rig, the skipped samples, and the record of how it was made."""
+    """TFDS's own files, the skipped samples, the record of how it was made, and the rig."""
     template = tfds.core.ShardedFileTemplate(
-        data_dir=incomplete, dataset_name=record["dataset"], filetype_suffix="array_record"
+        data_dir=directory, dataset_name=record["dataset"], filetype_suffix="array_record"
     )
     split_infos = []
     for split in record["splits"]:
-        of_split = [report for report in reports if report["split"] == split]
+        of_split = [report for report in reports.values() if report["split"] == split]
         split_infos.append(
             tfds.core.SplitInfo(
                 name=split,
@@ -592,7 +734,15 @@ def _write_metadata(
         )
     builder.info.set_file_format("array_record", override=True)
     builder.info.set_splits(tfds_splits.SplitDict(split_infos))
-    builder.info.write_to_directory(incomplete)
+    # What TFDS writes is put in place file by file, each whole.
+    tfds_files = {}
+    with tempfile.TemporaryDirectory() as folder:
+        builder.info.write_to_directory(folder)
+        for path in sorted(Path(folder).iterdir()):
+            with files.replacing(directory / path.name) as partial:
+                shutil.copyfile(path, partial)
+            digest = files.sha256(directory / path.name)
+            tfds_files[path.name] = {"bytes": path.stat().st_size, "sha256": digest}
     rig = {
         "dataset": record["dataset"],
         "config_name": record["config_name"],
@@ -601,22 +751,17 @@ def _write_metadata(
         "splits": summary.samples,
         # In the order of the samples.
         "scenes": {
-            split: {r["scene_id"]: r["samples"] for r in reports if r["split"] == split}
+            split: {r["scene_id"]: r["samples"] for r in reports.values() if r["split"] == split}
             for split in record["splits"]
         },
         "points_per_image": summary.points_per_image,
         "max_points_per_image": max(most for _, _, most in summary.points_per_image.values()),
+        "files": {**_shards(tasks, reports), **tfds_files},
     }
+    files.write_json(directory / "skipped.json", summary.skipped)
     record = {**record, "seconds": round(summary.seconds, 1)}
-    contents = {
-        prepared.RIG_FILE: rig,
-        "skipped.json": summary.skipped,
-        prepared.RECORD_FILE: record,
-    }
-    for name, content in contents.items():
-        with _replacing(incomplete / name) as temporary:
-            temporary.write_text(json.dumps(content, indent=1))
-    (incomplete / "lock").unlink()
+    files.write_json(directory / prepared.RECORD_FILE, record)
+    files.write_json(directory / prepared.RIG_FILE, rig)
 
 
 # The command
@@ -630,9 +775,10 @@ def _define_flags() -> None:
     flags.DEFINE_enum("image_format", "jpeg", ("jpeg", "png"), "JPEG has quality 95.")
     flags.DEFINE_bool("dense_depth", False, "Store dense truth, too (world only).")
     flags.DEFINE_enum("on_error", "stop", ("stop", "skip"), "What a bad file leads to.")
-    flags.DEFINE_integer("num_workers", os.cpu_count(), "Processes; 0 or 1: this one.")
+    flags.DEFINE_integer("num_workers", process.num_cores(), "Processes; 0 or 1: this one.")
     flags.DEFINE_list("splits", ["train", "val"], "Of train, val, test.")
     flags.DEFINE_bool("check", False, "Only look for faults of calibration; draws pictures.")
+    flags.DEFINE_bool("verify", False, "Only read what is prepared and compare its checksums.")
     flags.DEFINE_string("config_name", None, "Folder name, made from the options by default.")
 
 
@@ -642,6 +788,13 @@ def check(dataset: str, source: Path, data_dir: Path, splits: tuple[str, ...]) -
 
     _find_source(dataset, source)
     pictures = data_dir / f"{dataset}_check"
+    mark = pictures / _CHECK_MARK
+    if pictures.is_dir() and any(pictures.iterdir()) and not mark.is_file():
+        raise PrepareError(
+            f"{pictures} is in the way of the pictures and was not made by --check; move it away"
+        )
+    pictures.mkdir(parents=True, exist_ok=True)
+    mark.touch()
     faults = check_rig.check(READERS[dataset], source, splits, pictures)
     print(faults or f"{source}: nothing looks wrong", f"Pictures: {pictures}", sep="\n")
     return 1 if faults else 0
@@ -658,31 +811,40 @@ def main(argv: list[str]) -> int:
             raise app.UsageError(f"--image_size={values.image_size} is not like 384x640")
         image_size = tuple(map(int, values.image_size.split("x")))
     try:
-        if values.check:
-            return check(
-                values.dataset,
-                Path(values.source),
-                Path(values.data_dir),
-                tuple(values.splits),
-            )
-        summary = prepare(
-            dataset=values.dataset,
-            source=Path(values.source),
-            data_dir=Path(values.data_dir),
-            image_size=image_size,
-            image_format=values.image_format,
-            dense_depth=values.dense_depth,
-            on_error=values.on_error,
-            num_workers=values.num_workers,
-            splits=tuple(values.splits),
-            config_name=values.config_name,
-        )
-    except (UserError, OSError) as error:
+        with process.errors_as_lines():
+            return _run(values, image_size)
+    except OSError as error:  # other than of a disk that cannot be written
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted; run the same command again to continue", file=sys.stderr)
         return 130
+
+
+def _run(values: flags.FlagValues, image_size: tuple[int, int]) -> int:
+    source, data_dir = Path(values.source), Path(values.data_dir)
+    if values.check:
+        return check(values.dataset, source, data_dir, tuple(values.splits))
+    name = values.config_name or default_config_name(
+        image_size, values.image_format, values.dense_depth
+    )
+    if values.verify:
+        final = prepared.version_dir(data_dir, values.dataset, name)
+        num_files, problems = verify(final)
+        print("\n".join(problems) or f"{final}: all {num_files} files are whole")
+        return 1 if problems else 0
+    summary = prepare(
+        dataset=values.dataset,
+        source=source,
+        data_dir=data_dir,
+        image_size=image_size,
+        image_format=values.image_format,
+        dense_depth=values.dense_depth,
+        on_error=values.on_error,
+        num_workers=values.num_workers,
+        splits=tuple(values.splits),
+        config_name=name,
+    )
     print(summary.table())
     return 0
 

@@ -3,12 +3,13 @@
 import contextlib
 import ctypes
 import logging
+import math
 import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
-import jax
 from absl import app, flags
 from absl import logging as absl_logging
 
@@ -54,11 +55,43 @@ def set_up() -> None:
 
     JAX_COMPILATION_CACHE_DIR is honoured.
     """
+    import jax  # slow to import, and what only reads files does without
+
     absl_logging.set_verbosity(absl_logging.WARNING)  # Orbax tells much at INFO
     logging.getLogger("fsmde_jax").setLevel(logging.INFO)
     cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", "~/.cache/fsmde_jax/xla")
     jax.config.update("jax_compilation_cache_dir", os.path.expanduser(cache))
     _keep_freed_memory()
+
+
+def num_cores() -> int:
+    """How many cores this process may use: by its affinity and its cgroups' CPU quota (Linux)."""
+    usable = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    return min([usable, *_quotas(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))])
+
+
+def _quotas(membership: Path, mount: Path) -> Iterator[int]:
+    """Cores by each CPU quota of the process's cgroups (v1 or v2), rounded up.
+
+    In a container the path in `membership` may be the host's; what counts then is at `mount`.
+    """
+    for line in membership.read_text().splitlines() if membership.is_file() else []:
+        _, controllers, path = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        group = Path(path.lstrip("/"))
+        for folder in (mount / controllers / part for part in (group, *group.parents)):
+            try:
+                if controllers:
+                    quota, period = (
+                        (folder / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period")
+                    )
+                else:
+                    quota, period = (folder / "cpu.max").read_text().split()
+            except OSError:
+                continue
+            if quota != "max" and int(quota) > 0:
+                yield math.ceil(int(quota) / int(period))
 
 
 def _keep_freed_memory() -> None:

@@ -1,12 +1,11 @@
 """The runs that make up a job: the miniature world's data, the teacher's head, the run itself."""
 
 import logging
-import os
 import pathlib
 
 from ml_collections import ConfigDict
 
-from fsmde_jax import prepare, tasks, train
+from fsmde_jax import prepare, process, tasks, train
 from fsmde_jax.data import prepared
 from fsmde_jax.data.world import WorldConfig, write_world
 
@@ -65,7 +64,7 @@ def make_world(config: ConfigDict) -> None:
         pathlib.Path(data.data_dir),
         tuple(image_size),
         dense_depth=dense_depth,
-        num_workers=os.cpu_count() or 1,
+        num_workers=process.num_cores(),
         config_name=data.config_name,
     )
     log.info("%s\n%s", directory, summary.table())

@@ -35,7 +35,7 @@ def describe(config: ConfigDict, model: Model, teacher_name: str) -> dict[str, A
         soft_bins = [*config.teacher.soft_range, config.teacher.soft_temperature]
     return {
         "teacher": teacher_name,
-        "dataset": f"{config.data.dataset}/{config.data.config_name}/{prepared.VERSION}",
+        "dataset": f"{config.data.dataset}/{config.data.config_name}/{prepared.IMAGES_VERSION}",
         "split": config.data.train_split,
         "samples": len(source),
         "cameras": list(cameras),

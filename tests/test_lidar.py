@@ -151,3 +151,53 @@ def test_points_next_to_the_cameras_plane_do_not_overflow():
     points = np.array([[1.0, 1.0, 1e-310], [0.0, 0.0, 2.0]])
     uv, depth_m = lidar.project_points(points, np.eye(4), np.eye(4), np.eye(3), (4, 4))
     assert uv.tolist() == [[0, 0]] and depth_m.tolist() == [2.0]
+
+
+def test_each_rule_of_nuscenes_keeps_its_own_points():
+    """Pixels of 30 rows and 48 columns, by hand; a later point wins its pixel."""
+    edges = [
+        [10.4, 10.4, 5.0],
+        [9.6, 9.6, 0.5],  # nearer than the devkit draws, and later: it wins
+        [-0.4, 3.0, 4.0],  # rounds to column 0, lies outside before
+        [0.2, 5.0, 6.0],
+        [-0.3, 5.2, 7.0],  # SurroundDepth's truth of that pixel
+        [47.3, 29.4, 3.0],  # beyond width - 1
+        [47.5, 20.0, 3.0],  # half to even: 48
+        [-0.6, 20.0, 3.0],
+        [20.0, 20.0, -3.0],
+    ]
+    k = {"fx": 25.0, "fy": 24.0, "cx": 23.0, "cy": 15.0}
+    matrix = np.array([[k["fx"], 0, k["cx"]], [0, k["fy"], k["cy"]], [0, 0, 1]])
+    where = (pixel_points(edges, k), np.eye(4), np.eye(4), matrix, (30, 48))
+    expected = {
+        "surrounddepth": {(0, 3): 4.0, (0, 5): 7.0, (10, 10): 0.5, (47, 29): 3.0},
+        "vfdepth": {(0, 5): 6.0, (10, 10): 0.5},
+    }
+    uv, depth_m, rules = lidar.project_for_rules(*where)
+    sample = {  # of two images, the second without its first point
+        "lidar_counts": np.array([5, 4], np.int32),
+        "lidar_uv": np.concatenate([uv, uv[1:]]),
+        "lidar_depth_m": np.concatenate([depth_m, depth_m[1:]]),
+        "lidar_rules": np.concatenate([rules, rules[1:]]),
+    }
+    assert uv.tolist() == [[0, 3], [0, 5], [0, 5], [10, 10], [47, 29]]
+    assert rules.tolist() == [0b01, 0b10, 0b01, 0b11, 0b01]
+    for rule, of_rule in expected.items():
+        check_equal(*lidar.project_points(*where, rule), of_rule)
+        kept = lidar.of_rule(sample, rule)
+        assert kept["lidar_counts"].tolist() == [len(of_rule), len(of_rule) - ((0, 3) in of_rule)]
+        first, _ = lidar.slices_of(kept)
+        check_equal(kept["lidar_uv"][first], kept["lidar_depth_m"][first], of_rule)
+        assert len(kept["lidar_rules"]) == len(kept["lidar_uv"]) == kept["lidar_counts"].sum()
+
+
+def test_a_point_by_dgps_rule_is_of_every_rule():
+    sample = {
+        "lidar_counts": np.array([2], np.int32),
+        "lidar_uv": np.array([[1, 2], [3, 4]], np.uint16),
+        "lidar_depth_m": np.array([5.0, 6.0], np.float32),
+        "lidar_rules": np.full(2, lidar.ALL_RULES, np.uint8),
+    }
+    for rule in lidar.RULES:
+        for name, values in lidar.of_rule(sample, rule).items():
+            np.testing.assert_array_equal(values, sample[name], err_msg=name)

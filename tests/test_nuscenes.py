@@ -273,7 +273,7 @@ def test_what_is_missing_is_said_with_the_next_command(tmp_path):
 
 
 def reference_points(root, version, sample_token, channel):
-    """Column, row and depth of each point, step by step from the raw tables; none rounded."""
+    """Column, row and depth of each point before the camera, step by step from the raw tables."""
 
     def rows(table):
         return json.loads((root / version / f"{table}.json").read_text())
@@ -296,7 +296,7 @@ def reference_points(root, version, sample_token, channel):
         raise AssertionError(channel)
 
     sweep, lidar_mount, lidar_ego = of_channel("LIDAR_TOP")
-    image, camera_mount, camera_ego = of_channel(channel)
+    _, camera_mount, camera_ego = of_channel(channel)
     content = np.fromfile(root / sweep["filename"], np.float32).reshape(-1, 5)
     points = content[:, :3].astype(np.float64)
     for pose in (lidar_mount, lidar_ego):  # to the vehicle then, to the world
@@ -304,11 +304,8 @@ def reference_points(root, version, sample_token, channel):
     for pose in (camera_ego, camera_mount):  # to the vehicle at the image's instant, to the camera
         points = turn_of(pose).inv().apply(points - pose["translation"])
     (fx, _, cx), (_, fy, cy), _ = camera_mount["camera_intrinsic"]
-    x, y, z = points.T
-    column, row = fx * x / z + cx, fy * y / z + cy
-    seen = (z > 1) & (column > 1) & (row > 1)
-    seen &= (column < image["width"] - 1) & (row < image["height"] - 1)
-    return column[seen], row[seen], z[seen]
+    x, y, z = points[points[:, 2] > 0].T
+    return fx * x / z + cx, fy * y / z + cy, z
 
 
 def turn_of(pose):
@@ -316,25 +313,44 @@ def turn_of(pose):
     return Rotation.from_quat([x, y, z, w])
 
 
+def reference_map(points, size, rule):
+    """Pixel -> depth, point after point: SurroundDepth rounds, then tests; VFDepth the other way"""
+    (height, width), depths = size, {}
+    for u, v, depth in zip(*points, strict=True):
+        pixel = round(u), round(v)
+        a, b = pixel if rule == "surrounddepth" else (u, v)
+        if 0 <= a <= width - 1 and 0 <= b <= height - 1:
+            depths[pixel] = depth
+    return depths
+
+
 def check_projection(root, version, sample_token, sample):
+    """How many pixels the two rules give; each is the reference's, direct and as stored."""
+    counts = np.zeros(2, int)
     for camera in sample.cameras:
-        column, row, z = reference_points(root, version, sample_token, camera.name)
-        expected = {}
-        for u, v, depth in zip(column, row, z, strict=True):
-            expected[round(u), round(v)] = depth
-        uv, depth_m = lidar.project_points(
+        points = reference_points(root, version, sample_token, camera.name)
+        where = (
             nuscenes.read_points(sample.lidar),
             sample.lidar.world_from_lidar,
             camera.world_from_camera,
             camera.intrinsics,
             camera.size,
-            "nuscenes",
         )
-        found = dict(zip(map(tuple, uv.tolist()), depth_m.tolist(), strict=True))
-        assert found.keys() == expected.keys() and len(found) > 20
-        np.testing.assert_allclose(
-            [found[pixel] for pixel in expected], list(expected.values()), rtol=0, atol=1e-9
-        )
+        stored_uv, stored_m, rules = lidar.project_for_rules(*where)
+        for bit, rule in enumerate(("surrounddepth", "vfdepth")):
+            expected = reference_map(points, camera.size, rule)
+            of_rule = (rules >> bit & 1).astype(bool)
+            for uv, depth_m in (
+                lidar.project_points(*where, rule),
+                (stored_uv[of_rule], stored_m[of_rule]),
+            ):
+                found = dict(zip(map(tuple, uv.tolist()), depth_m.tolist(), strict=True))
+                assert found.keys() == expected.keys() and len(found) == len(uv) > 20
+                np.testing.assert_allclose(
+                    [found[pixel] for pixel in expected], list(expected.values()), rtol=0, atol=1e-9
+                )
+            counts[bit] += len(expected)
+    return counts.tolist()
 
 
 def test_projection_equals_the_reference_on_the_world(pristine, tmp_path):
@@ -351,7 +367,8 @@ def test_projection_equals_the_reference_on_the_real_key_frame(shared_dir, tmp_p
     root = shared_dir / "real" / "nuscenes"
     (scene,) = open_scenes(root, tmp_path, ("train",))
     (row,) = json.loads((root / "v1.0-test" / "sample.json").read_text())
-    check_projection(root, "v1.0-test", row["token"], scene.sample(0))
+    counts = check_projection(root, "v1.0-test", row["token"], scene.sample(0))
+    assert counts == [22134, 22112]  # the peers' own code gives as many
 
 
 def test_the_real_key_frame_is_read_without_its_missing_tables(shared_dir, out):
@@ -366,6 +383,22 @@ def test_the_real_key_frame_is_read_without_its_missing_tables(shared_dir, out):
     assert sample["previous_files"] == sample["next_files"] == [""] * 6
     with pytest.raises(RecordingError, match=r"scene\.json: no scene is of split val; .*: train"):
         run(root, out / "b")
+
+
+def test_a_damaged_plan_is_named_instead_of_used(raw, tmp_path):
+    """A flipped bit may leave valid JSON with another pose in it."""
+    open_scenes(raw, tmp_path)
+    path = tmp_path / "train-00001.json"
+    whole = path.read_bytes()
+    place = whole.index(b"0.", len(whole) // 2) + 2
+    path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+    with pytest.raises(RecordingError, match=r"train-00001\.json: the plan of a scene is damaged"):
+        open_scenes(raw, tmp_path)
+    path.write_bytes(whole)
+    open_scenes(raw, tmp_path)
+    (tmp_path / "plan.json").write_text("{")
+    with pytest.raises(UserError, match=r"plan\.json: the list of planned scenes is damaged"):
+        open_scenes(raw, tmp_path)
 
 
 # Splits
@@ -766,4 +799,4 @@ def test_the_command_fails_on_a_missing_sweep_unless_it_is_skipped(raw, out):
     assert f"error: {path}: the sweep is missing" in done[0].stderr
     assert "Traceback" not in done[0].stderr
     assert "1 skipped" in done[1].stdout and str(path) in done[1].stdout
-    assert (out / "nuscenes/352x640/1.0.0").is_dir()
+    assert (out / "nuscenes/352x640/2.0.0").is_dir()

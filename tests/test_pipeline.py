@@ -1,3 +1,11 @@
+import contextlib
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
 import jax
 import numpy as np
 import pytest
@@ -268,6 +276,48 @@ def test_worker_processes_give_the_same_batches(config, mesh):
     for a, b in zip(load(config, mesh, 2), load(with_worker, mesh, 2), strict=True):
         for name in a:
             np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+
+
+def test_kill_9_of_the_reader_leaves_no_worker(config, tmp_path):
+    """Its worker reads on until its buffers are full, and would wait there."""
+    (tmp_path / "config.json").write_text(config.data.to_json_best_effort())
+    script = tmp_path / "read.py"
+    script.write_text(
+        "import json, sys, time\n"
+        "from absl import flags\n"
+        "from fsmde_jax import sharding\n"
+        "from fsmde_jax.config import default_config\n"
+        "from fsmde_jax.data import pipeline\n"
+        "if __name__ == '__main__':\n"
+        "    flags.FLAGS.mark_as_parsed()\n"
+        "    config = default_config()\n"
+        f"    config.data.update(json.load(open({str(tmp_path / 'config.json')!r})))\n"
+        "    config.data.num_workers = 1\n"
+        "    mesh = sharding.make_mesh(config.mesh)\n"
+        "    batches = pipeline.train_batches(config.data, 0, sharding.batch_sharding(mesh))\n"
+        "    next(batches)\n"
+        "    print('read', flush=True)\n"
+        "    time.sleep(100)\n"
+    )
+    process = subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "read\n"
+    children = pathlib.Path(f"/proc/{process.pid}/task").glob("*/children")
+    workers = [
+        pid
+        for pid in " ".join(path.read_text() for path in children).split()
+        if "spawn_main" in pathlib.Path(f"/proc/{pid}/cmdline").read_text()
+    ]
+    assert len(workers) == 1
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    deadline = time.monotonic() + 2
+    with contextlib.suppress(FileNotFoundError):  # until it is gone, or empty: a zombie
+        while pathlib.Path(f"/proc/{workers[0]}/cmdline").read_text():
+            if time.monotonic() > deadline:
+                os.kill(int(workers[0]), signal.SIGKILL)
+                pytest.fail("the worker has outlived its parent")
+            time.sleep(0.02)
 
 
 def test_labels_are_those_of_the_first_scenes(config, mesh):

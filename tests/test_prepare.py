@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 from pathlib import Path
 
 import dgp_fixture
@@ -17,10 +18,13 @@ import tensorflow_datasets as tfds
 from dgp_fixture import BREAKS, HEIGHT, NUM_SAMPLES, WIDTH
 from PIL import Image
 
+import fsmde_jax
 from fsmde_jax import prepare as prepare_module
 from fsmde_jax import rig
 from fsmde_jax.data import dgp, lidar, prepared, recording
+from fsmde_jax.data.prepared import PreparedSplit
 from fsmde_jax.data.recording import RecordingError
+from fsmde_jax.errors import UserError
 from fsmde_jax.prepare import PrepareError, prepare
 
 SIZE = (15, 24)
@@ -241,6 +245,73 @@ def test_what_is_missing_is_said_with_the_next_command(raw, out):
         split_of(out, "test")
 
 
+def test_optional_fields_come_back_as_they_were_stored(raw, out, monkeypatch):
+    from tfds_builders import base
+    from tfds_builders.ddad import ddad_dataset_builder as ddad
+
+    def png(picture):
+        buffer = io.BytesIO()
+        Image.fromarray(picture).save(buffer, "png")
+        return buffer.getvalue()
+
+    rng = np.random.default_rng(0)
+    pictures = {
+        name: rng.integers(0, 256, (6, *SIZE, *channels)).astype(np.uint8)
+        for name, channels in {
+            "previous_images": (3,),
+            "next_images": (3,),
+            "class_map": (),
+            "mirror_strength": (),
+            "images_without_mirrors": (3,),
+        }.items()
+    }
+    encoded = {name: list(map(png, rows)) for name, rows in pictures.items()}
+    others = {
+        "dense_depth_m": rng.uniform(0, 90, (6, *SIZE)).astype(np.float16),
+        "world_from_previous_camera": rng.normal(size=(6, 4, 4)),
+        "world_from_next_camera": rng.normal(size=(6, 4, 4)),
+    }
+
+    example = ddad.Builder.example
+
+    def make_builder(dataset, options):
+        stored = (*pictures, *others)
+        assert set(stored) == set(base.optional_features(base.RigConfig(name="all")))
+        config = base.RigConfig(**dict(options), optional=stored)
+        return ddad.Builder(config=config, data_dir=os.devnull)
+
+    monkeypatch.setattr(prepare_module, "make_builder", make_builder)
+    monkeypatch.setattr(
+        ddad.Builder,
+        "example",
+        lambda self, sample: {**example(self, sample), **encoded, **others},
+    )
+    run(raw, out, image_format="png")
+    sample = split_of(out, "val", "15x24_png")[1]
+    for name, expected in pictures.items():
+        assert sample[name].dtype == np.uint8
+        np.testing.assert_array_equal(sample[name], expected, err_msg=name)
+    for name, expected in others.items():
+        np.testing.assert_array_equal(sample[name], expected, err_msg=name)
+
+
+def test_an_older_version_is_refused_with_the_command_and_left_alone(raw, out):
+    first = run(raw, out, image_format="png").directory
+    assert first.name == "2.0.0"
+    old = first.rename(first.with_name("1.0.0"))
+    before = {path: identity(path) for path in old.rglob("*")}
+    with pytest.raises(prepared.PreparedDataError) as caught:
+        split_of(out, config_name="15x24_png")
+    for word in (f"{old} holds version 1.0.0", "version 2.0.0", "you may delete afterwards"):
+        assert word in str(caught.value)
+    assert f"--source={raw} --data_dir={out} --image_size=15x24 --image_format=png" in str(
+        caught.value
+    )
+    assert not run(raw, out, image_format="png").already_there
+    assert len(split_of(out, config_name="15x24_png")) == 6
+    assert {path: identity(path) for path in old.rglob("*")} == before
+
+
 # Bad input
 
 
@@ -250,7 +321,7 @@ def test_bad_input_stops_with_nothing_that_looks_whole(raw, out, name):
     with pytest.raises(RecordingError) as caught:
         run(raw, out)
     assert caught.value.path == path
-    assert not looks_whole(out) and not list(out.rglob("*.tmp"))
+    assert not looks_whole(out) and not list(out.rglob(".unfinished-*"))
 
 
 @pytest.mark.parametrize("name", BREAKS)
@@ -369,7 +440,7 @@ def test_an_interrupted_run_continues_without_redoing_scenes(raw, out, monkeypat
     assert summary.samples == {"train": 6, "val": 3}
     assert identity(summary.directory / shard.name) == before
     assert_same_samples(list(split_of(out)), fresh(raw, out))
-    assert not list(out.rglob("*.tmp")) and not list(out.rglob("*incomplete"))
+    assert not list(out.rglob(".unfinished-*")) and not list(out.rglob("*incomplete"))
 
 
 def fresh(raw, out):
@@ -377,7 +448,7 @@ def fresh(raw, out):
     return list(split_of(out / "fresh"))
 
 
-@pytest.mark.parametrize("damage", ["shard cut", "shard gone", "scene changed"])
+@pytest.mark.parametrize("damage", ["shard cut", "shard gone", "shard flipped", "scene changed"])
 def test_a_finished_scene_that_no_longer_holds_is_redone(raw, out, monkeypatch, damage):
     with monkeypatch.context() as patch:
         interrupt_after(patch, 2)
@@ -388,6 +459,8 @@ def test_a_finished_scene_that_no_longer_holds_is_redone(raw, out, monkeypatch, 
         shard.write_bytes(shard.read_bytes()[:1000])
     elif damage == "shard gone":
         shard.unlink()
+    elif damage == "shard flipped":
+        flip_a_bit(shard)
     else:
         dgp_fixture._edit(dgp_fixture.scene_json(raw, "000000"), lambda s: s["samples"].pop())
     made = interrupt_after(monkeypatch, 9)
@@ -452,12 +525,146 @@ def test_two_processes_do_not_work_on_one_folder(raw, out, monkeypatch):
     def run_another(task, tick):
         if not refused:
             refused.append(None)
-            with pytest.raises(PrepareError, match="another process"):
+            with pytest.raises(UserError, match=r"process \d+ on .* is preparing .*15x24/2\.0\.0"):
                 run(raw, out)
         return write_scene(task, tick)
 
     monkeypatch.setattr(prepare_module, "write_scene", run_another)
     assert run(raw, out).samples["train"] == 6
+    assert not list(out.rglob("*lock"))
+
+
+# Damage
+
+
+def flip_a_bit(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+DAMAGE = {
+    "gone": lambda path: path.unlink(),
+    "cut": lambda path: path.write_bytes(path.read_bytes()[:-10]),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_shard_that_is_missing_or_cut_is_named_and_made_again(raw, out, monkeypatch, damage):
+    directory = run(raw, out).directory
+    before = list(split_of(out)), (directory / "rig.json").read_bytes()
+    shard = directory / "ddad-train.array_record-00001-of-00002"
+    whole = shard.read_bytes()
+    again = pickle.loads(pickle.dumps(split_of(out)))
+    DAMAGE[damage](shard)
+    left = shard.read_bytes() if shard.exists() else None
+    prepared._check_files.cache_clear()  # what another process would see
+    with pytest.raises(prepared.PreparedDataError) as caught:
+        PreparedSplit(again.directory, "train")
+    assert str(shard) in str(caught.value) and f"--source={raw}" in str(caught.value)
+    with monkeypatch.context() as patch:
+        made = interrupt_after(patch, 9)
+        assert not run(raw, out).already_there
+    assert made == ["000001"]
+    assert shard.read_bytes() == whole
+    assert_same_samples(list(split_of(out)), before[0])
+    assert (directory / "rig.json").read_bytes() == before[1]
+    aside = directory / f"{shard.name}.damaged"
+    assert (aside.read_bytes() if aside.exists() else None) == left
+    assert run(raw, out).already_there
+
+
+@pytest.mark.parametrize("name", ["rig.json", "features.json", "dataset_info.json"])
+def test_a_damaged_description_is_named_set_aside_and_made_again(raw, out, capsys, name):
+    path = run(raw, out).directory / name
+    whole = path.read_text()
+    path.write_text(whole.replace('"', "'", 1))
+    prepared._check_files.cache_clear()
+    with pytest.raises(UserError, match=f"{name}.*--source={raw}") as caught:
+        split_of(out)
+    assert len(str(caught.value).splitlines()) == 1
+    assert not run(raw, out).already_there
+    assert str(path) in capsys.readouterr().err
+    assert path.with_name(f"{name}.damaged").read_text() != path.read_text()
+    assert json.loads(path.read_text()).keys() == json.loads(whole).keys()
+    assert len(split_of(out)) == 6
+
+
+def test_a_damaged_record_is_one_line_and_a_damaged_report_makes_its_scene_again(
+    raw, out, capsys, monkeypatch
+):
+    directory = run(raw, out).directory
+    report = directory / "scenes" / "train-00001.done.json"
+    report.write_text(report.read_text()[:-9])
+    made = interrupt_after(monkeypatch, 9)
+    assert run(raw, out).samples == {"train": 6, "val": 3}
+    assert made == ["000001"] and f"{report}: the report" in capsys.readouterr().err
+    assert report.with_name(f"{report.name}.damaged").exists() and run(raw, out).already_there
+    (directory / "prepare.json").write_text("{")
+    with pytest.raises(UserError, match=r"prepare\.json: .* damaged .*Move .* away"):
+        run(raw, out)
+
+
+def test_verify_finds_what_only_the_bytes_tell(raw, out):
+    directory = run(raw, out).directory
+    assert prepare_module.verify(directory) == (5, [])
+    shard = directory / "ddad-val.array_record-00000-of-00001"
+    flip_a_bit(shard)
+    done = command(raw, out, "--verify")
+    stdout, stderr = done.communicate(timeout=60)
+    assert (done.returncode, stdout) == (
+        1,
+        f"{shard} was changed: its checksum is not the one that was written down\n",
+    ), stderr
+
+
+CHANGES = {
+    "image": (lambda raw: raw / "000001/rgb/CAMERA_09/2001.jpg", flip_a_bit),
+    "sweep": (lambda raw: next((raw / "000000/point_cloud").glob("*/*.npz")), flip_a_bit),
+    "calibration": (lambda raw: next((raw / "000002/calibration").glob("*.json")), flip_a_bit),
+    "image gone": (lambda raw: raw / "000001/rgb/CAMERA_09/2001.jpg", DAMAGE["gone"]),
+    "image cut": (lambda raw: raw / "000001/rgb/CAMERA_09/2001.jpg", DAMAGE["cut"]),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_changed_file_of_the_recording_is_refused_by_name(raw, out, name):
+    find, change = CHANGES[name]
+    path = find(raw)
+    directory = run(raw, out).directory
+    before = {path: identity(path) for path in directory.rglob("*")}
+    os.utime(path)  # only its time: the same
+    assert run(raw, out).already_there
+    change(path)
+    with pytest.raises(PrepareError, match=f"made from another version of {path}: "):
+        run(raw, out)
+    assert {path: identity(path) for path in directory.rglob("*")} == before
+
+
+def test_a_finished_dataset_stays_usable_when_its_recording_is_gone(raw, out):
+    first = run(raw, out)
+    raw.rename(raw.with_name("elsewhere"))
+    again = run(raw, out)
+    assert again.already_there and again.samples == first.samples
+    shard = first.directory / "ddad-train.array_record-00001-of-00002"
+    shard.unlink()
+    with pytest.raises(PrepareError, match=f"{shard} is missing, and cannot be made again: There"):
+        run(raw, out)
+
+
+def test_pictures_of_a_check_go_into_no_folder_of_the_users(raw, out, monkeypatch):
+    drawing = types.SimpleNamespace(check=lambda *a: (a[-1] / "a.png").touch())
+    monkeypatch.setattr(fsmde_jax, "check_rig", drawing, raising=False)  # slow to import
+    mine = out / "ddad_check" / "000000_lidar.png"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    with pytest.raises(PrepareError, match=r"ddad_check is in the way .* move it away"):
+        prepare_module.check("ddad", raw, out, ("val",))
+    assert mine.read_text() == "mine"
+    mine.parent.rename(out / "mine")
+    for _ in range(2):  # its own it draws again
+        assert prepare_module.check("ddad", raw, out, ("val",)) == 0
+    assert (out / "ddad_check" / "a.png").exists()
 
 
 # The command
@@ -509,7 +716,7 @@ def test_the_command_prints_a_summary_and_needs_no_tensorflow(raw, out):
     done = command(raw, out, "--num_workers=2")
     stdout, stderr = done.communicate(timeout=100)
     assert done.returncode == 0, stderr
-    for word in ("train: 2 scenes, 6 samples", "CAMERA_08", "0 skipped", "15x24/1.0.0"):
+    for word in ("train: 2 scenes, 6 samples", "CAMERA_08", "0 skipped", "15x24/2.0.0"):
         assert word in stdout
     assert "9/9" in stderr and "sample/s" in stderr
     check = (
@@ -545,13 +752,13 @@ def test_kill_9_leaves_no_workers_and_the_same_command_continues(raw, out):
     wait_for(lambda: not any(map(is_running, workers)))
     assert not looks_whole(out)
     restore()
-    before = {path.name: identity(path) for path in out.rglob("*.array_record-*-of-0000?")}
+    before = {path.name: identity(path) for path in out.rglob("ddad-*.array_record-*-of-0000?")}
     assert len(before) == 2
     summary = run(raw, out)
     for name, expected in before.items():
         assert identity(summary.directory / name) == expected
     assert summary.samples == {"train": 6, "val": 3}
-    assert not list(out.rglob("*.tmp"))
+    assert not list(out.rglob(".unfinished-*"))
 
 
 def test_a_worker_that_dies_is_reported(raw, out):
@@ -576,7 +783,7 @@ def test_ctrl_c_ends_cleanly(raw, out):
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "run the same command again" in stderr and "Traceback" not in stderr
-    assert not looks_whole(out) and not list(out.rglob("*.tmp"))
+    assert not looks_whole(out) and not list(out.rglob(".unfinished-*"))
 
 
 def test_a_full_disk_is_reported(raw, out):
@@ -584,7 +791,9 @@ def test_a_full_disk_is_reported(raw, out):
     process = command(raw, out, "--num_workers=0", limit="trap '' XFSZ; ulimit -f 50;")
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert "cannot be written" in stderr and "Traceback" not in stderr
+    (line,) = [line for line in stderr.splitlines() if "error:" in line]
+    assert "array_record" in line and "larger than allowed" in line and "Traceback" not in stderr
+    assert "the same command goes on" in line
     assert not looks_whole(out)
 
 

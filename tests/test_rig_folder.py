@@ -411,16 +411,26 @@ def test_the_world_as_a_rig_has_the_same_samples(tmp_path):
 
 
 def test_the_command_writes_a_rig_whole_or_refuses(tmp_path):
+    """It goes on after a full disk, for which a limit on the size of files stands."""
     command = [sys.executable, "-m", "fsmde_jax.data.world", "--layout=rig",
                f"--out={tmp_path / 'raw'}", "--train_scenes=1", "--val_scenes=1",
                "--samples_per_scene=1"]  # fmt: skip
-    made = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, check=False)
+
+    def run(*command):
+        return subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, check=False)
+
+    full = run("bash", "-c", 'trap "" XFSZ; ulimit -f 9; exec "$@"', "bash", *command)
+    (line,) = [line for line in full.stderr.splitlines() if "error:" in line]
+    assert full.returncode == 1 and "Traceback" not in full.stderr
+    assert "the file is larger than allowed" in line and "the same command goes on" in line
+    assert not (tmp_path / "raw").exists()
+    made = run(*command)
     assert made.returncode == 0, made.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["raw"]
     rig = rig_folder.read_rig(tmp_path / "raw" / "rig.json")
     assert rig["splits"] == {"train": ["000000"], "val": ["000001"]} and len(rig["cameras"]) == 6
-    again = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, check=False)
-    assert again.returncode == 1 and "is there already" in again.stderr
+    other = run(*command, "--seed=1")
+    assert other.returncode == 1 and "is there already" in other.stderr
 
 
 def assert_same_sample(ours, theirs):

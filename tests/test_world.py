@@ -1,16 +1,25 @@
 """The miniature world: determinism, geometry, restart."""
 
+import concurrent.futures
 import dataclasses
 import hashlib
 import json
 import pathlib
 import shutil
+import subprocess
+import sys
+import time
+from concurrent.futures.process import BrokenProcessPool
 
 import numpy as np
 import PIL.Image
 import pytest
 
-from fsmde_jax.data.world import WorldConfig, write_world
+from fsmde_jax import files, process, stages
+from fsmde_jax.config import default_config
+from fsmde_jax.data import prepared
+from fsmde_jax.data.world import WorldConfig, layouts, write_world, writer
+from fsmde_jax.errors import UserError
 
 CAMERAS = ["CAMERA_01", "CAMERA_05", "CAMERA_07", "CAMERA_09", "CAMERA_08", "CAMERA_06"]
 CONFIG = WorldConfig(
@@ -134,6 +143,133 @@ def test_other_config_is_refused(world: pathlib.Path) -> None:
     with pytest.raises(ValueError, match=r"'seed': 3.*'seed': 4"):
         write_world(other, world, num_workers=1, progress=False)
     assert digests(world) == before
+
+
+def test_a_folder_of_the_users_is_left_alone(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "000000").mkdir()
+    (tmp_path / "000000" / "mine").touch()
+    with pytest.raises(UserError, match="this folder holds 000000 and no world"):
+        write_world(CONFIG, tmp_path, num_workers=1, progress=False)
+    assert list(digests(tmp_path)) == ["000000/mine"]
+
+
+def test_a_damaged_config_is_one_line(world: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "world_config.json"
+    path.write_text((world / path.name).read_text()[:-9])
+    with pytest.raises(UserError, match=r"world_config\.json: the config of this world is damaged"):
+        write_world(CONFIG, tmp_path, num_workers=1, progress=False)
+
+
+def test_two_processes_do_not_write_one_world(world: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    with (
+        files.locked(tmp_path / ".lock", "writing"),
+        pytest.raises(UserError, match=r"process \d+ on .* is writing"),
+    ):
+        write_world(CONFIG, tmp_path, num_workers=1, progress=False)
+    before = digests(world)
+    with files.locked(world / ".lock", "writing", remove=True):  # nothing to do, so no lock
+        write_world(CONFIG, world, num_workers=1, progress=False)
+    assert digests(world) == before
+
+
+def test_kill_9_leaves_no_workers_and_the_next_run_works_at_once(tmp_path: pathlib.Path) -> None:
+    config = WorldConfig(train_scenes=2, val_scenes=0, samples_per_scene=1, height=20, width=32)
+    script, out = tmp_path / "script.py", tmp_path / "world"
+    script.write_text(
+        "import pathlib\nfrom fsmde_jax.data.world import WorldConfig, write_world\n"
+        f"if __name__ == '__main__':\n    write_world({config!r}, pathlib.Path({str(out)!r}), 2)\n"
+    )
+    process = subprocess.Popen([sys.executable, script], stderr=subprocess.DEVNULL)
+    while not list(out.glob(".unfinished-00000*")):
+        assert process.poll() is None
+        time.sleep(0.01)
+    children = pathlib.Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    commands = [pathlib.Path(f"/proc/{child}/cmdline").read_text() for child in children]
+    assert sum("spawn_main" in command for command in commands) == 2
+    process.kill()
+    process.wait()
+    write_world(config, out, num_workers=1, progress=False)
+    assert (out / "world.json").is_file() and not list(out.glob(".unfinished-*"))
+    for child in children:
+        stat = pathlib.Path(f"/proc/{child}/stat")
+        assert not stat.exists() or stat.read_text().rsplit(")", 1)[1].split()[0] in "ZX"
+
+
+def test_a_worker_that_dies_is_reported(tmp_path: pathlib.Path, monkeypatch) -> None:
+    class Broken:
+        def __init__(self, *_):
+            pass
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+        def submit(self, *_):
+            future = concurrent.futures.Future()
+            future.set_exception(BrokenProcessPool())
+            return future
+
+        def shutdown(self, **_):
+            pass
+
+    monkeypatch.setattr(concurrent.futures, "ProcessPoolExecutor", Broken)
+    with pytest.raises(UserError, match=r"a process that renders died .* the same command goes on"):
+        write_world(CONFIG, tmp_path, num_workers=2, progress=False)
+
+
+@pytest.mark.parametrize("layout", ["rig", "nuscenes"])
+def test_another_layout_goes_on_after_an_end_and_removes_only_its_own(
+    world: pathlib.Path, tmp_path: pathlib.Path, monkeypatch, layout: str
+) -> None:
+    out = tmp_path / "out"
+    for name in ("out.dgp", "out.unfinished"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "mine").touch()
+    drawn = []
+
+    def draw(config, directory, scene):
+        if len(drawn) == 2:
+            raise KeyboardInterrupt
+        drawn.append(scene)
+        shutil.copytree(world / f"{scene:06d}", directory / f"{scene:06d}")
+
+    monkeypatch.setattr(process, "num_cores", lambda: 1)
+    monkeypatch.setattr(writer, "write_scene", draw)
+    with pytest.raises(KeyboardInterrupt):
+        layouts.write_as(layout, CONFIG, out)
+    assert drawn == [0, 1] and not out.exists()
+    files.claim(tmp_path / ".unfinished-out")  # what a kill leaves
+    (tmp_path / ".unfinished-out" / "half").touch()
+    drawn.clear()
+    layouts.write_as(layout, CONFIG, out)
+    assert drawn == [2] and not (out / "half").exists()
+    before = digests(out)
+    assert any(name.endswith(".jpg") for name in before)
+    layouts.write_as(layout, CONFIG, out)  # done
+    assert digests(out) == before
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["out", "out.dgp", "out.unfinished"]
+    with pytest.raises(UserError, match="out is there already"):
+        layouts.write_as(layout, dataclasses.replace(CONFIG, seed=4), out)
+
+
+def test_a_run_prepares_its_world_anew_beside_data_of_an_older_version(
+    world: pathlib.Path, tmp_path: pathlib.Path, monkeypatch
+) -> None:
+    monkeypatch.setattr(process, "num_cores", lambda: 1)
+    config = default_config()
+    config.data.data_dir, config.data.dataset, config.data.config_name = str(tmp_path), "world", "a"
+    config.world.update(dataclasses.asdict(CONFIG) | {"image_size": (20, 32)})
+    raw = tmp_path / "world_raw" / "a"
+    shutil.copytree(world, raw)
+    stages.make_world(config)
+    old = (tmp_path / "world" / "a" / "2.0.0").rename(tmp_path / "world" / "a" / "1.0.0")
+    before = digests(old)
+    stages.make_world(config)
+    assert len(prepared.open_split(tmp_path, "world", "a", "train")) == 4
+    assert digests(old) == before and digests(raw) == digests(world)
 
 
 def test_fewer_beams_change_the_sweeps_alone(world: pathlib.Path, tmp_path: pathlib.Path) -> None:

@@ -66,7 +66,8 @@ class Scene:
         if not cameras:
             raise RecordingError(self.path, f"{where}: none of its datum_keys is an image")
         ordered = tuple(cameras[name] for name in sorted(cameras))
-        return Sample(self.scene_id, index, ordered, self._main_lidar(lidars, where))
+        lidar, calibration_path = self._main_lidar(lidars, where), self._calibration(key)[0]
+        return Sample(self.scene_id, index, ordered, lidar, calibration_path)
 
     def _read_datum(self, key: Any, where: str, calibration_key: str, cameras, lidars) -> None:
         """Sorts one datum into `cameras` or `lidars`; other kinds of sensor are left out."""

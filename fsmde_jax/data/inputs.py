@@ -86,7 +86,7 @@ def open_inputs(
         return _of_video(path, network_size(config), focal_px)
     if path.suffix.lower() in photos.IMAGE_SUFFIXES and path.is_file():
         return _of_photos([path], network_size(config), focal_px)
-    for folder in (path, path / prepared.VERSION):
+    for folder in (path, *path.glob("*.*.*")):  # of an older version, too, which is refused
         if (folder / prepared.RIG_FILE).is_file() and any(folder.glob("*.array_record*")):
             return _of_prepared(_split_of(folder, split), data.downscale)
     for dataset in ("rig", "nuscenes", "ddad"):

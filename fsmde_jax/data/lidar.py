@@ -4,7 +4,13 @@ prepared samples (`prepared.PreparedSplit`)."""
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
+
+# The public code that makes nuScenes' truth, each by a rule of its own. Bit r of a stored point's
+# `lidar_rules` says that it wins its pixel by RULES[r]. Training learns from all that are stored;
+# evaluation takes those of its protocol (`of_rule`).
+RULES = ("surrounddepth", "vfdepth")
+ALL_RULES = 2 ** len(RULES) - 1
 
 
 def project_points(
@@ -17,37 +23,84 @@ def project_points(
 ) -> tuple[Int[np.ndarray, "q 2"], Float[np.ndarray, "q"]]:
     """Pixels (column, row) that receive a point and their z-depth in metres, in row-major order.
 
-    Each sensor's pose is that of its own instant, and the last point in the cloud's order wins a
-    pixel, however far it is.
+    Each sensor's pose is that of its own instant, all points in front of the camera (z > 0) count,
+    and the last point in the cloud's order wins a pixel, however far it is.
 
-    "dgp", the rule of TRI-ML's `dgp`: z > 0, the pixel by truncation. That goes towards zero there
+    "dgp", the rule of TRI-ML's `dgp`: the pixel by truncation. That goes towards zero there
     (`astype(int)`), so a coordinate in (-1, 0) counts as pixel 0; we follow, although `floor` would
     leave those points outside. `dgp` drops the skew, which is 0 in DDAD; here it is used.
 
-    "nuscenes", the rule of nuscenes-devkit and of the depth maps SurroundDepth makes with it:
-    z > 1 m, more than a pixel inside the image, the pixel by rounding.
+    "surrounddepth", the rule of SurroundDepth (`tools/export_gt_depth_nusc.py`): the pixel by
+    rounding (half to even), then those from 0 to width - 1 and height - 1 are inside.
+
+    "vfdepth", the rule of VFDepth (`dataset/nuscenes_dataset.py`): coordinates from 0 to width - 1
+    and height - 1 are inside, then rounded. Its pixels are some of SurroundDepth's.
+
+    nuscenes-devkit's z > 1 m and margin of a pixel belong to its drawing function
+    (`map_pointcloud_to_image`); neither of the two uses it. SurroundDepth computes in single
+    precision, which moved one point of 22,134 of a real key frame to the next pixel; here it is
+    double, as in VFDepth, of whose points none moved.
 
     Args:
         points_m: the cloud in the LiDAR's frame.
         size: (height, width) of the image in the pixels of `intrinsics`.
-        rule: "dgp" or "nuscenes".
+        rule: "dgp" or one of `RULES`.
     """
+    xy, depth_m = _onto_image(points_m, world_from_lidar, world_from_camera, intrinsics)
+    winner, uv = _winners(xy, size, rule)
+    return uv, depth_m[winner]
+
+
+def project_for_rules(
+    points_m: Float[np.ndarray, "p 3"],
+    world_from_lidar: Float[np.ndarray, "4 4"],
+    world_from_camera: Float[np.ndarray, "4 4"],
+    intrinsics: Float[np.ndarray, "3 3"],
+    size: tuple[int, int],
+) -> tuple[Int[np.ndarray, "q 2"], Float[np.ndarray, "q"], UInt8[np.ndarray, "q"]]:
+    """What `project_points` gives by each of `RULES`, together: pixels, depths and their bits.
+
+    In row-major order; a pixel that two rules give to different points is there twice.
+    """
+    xy, depth_m = _onto_image(points_m, world_from_lidar, world_from_camera, intrinsics)
+    bits = np.zeros(len(xy), np.uint8)
+    uv = np.zeros((len(xy), 2), np.int64)
+    for bit, rule in enumerate(RULES):
+        winner, pixels = _winners(xy, size, rule)
+        bits[winner] |= 1 << bit
+        uv[winner] = pixels  # the rules differ in what is inside, not in the pixel
+    kept = np.flatnonzero(bits)
+    kept = kept[np.argsort(uv[kept] @ (1, size[1]), kind="stable")]
+    return uv[kept], depth_m[kept], bits[kept]
+
+
+def _onto_image(
+    points_m: Float[np.ndarray, "p 3"],
+    world_from_lidar: Float[np.ndarray, "4 4"],
+    world_from_camera: Float[np.ndarray, "4 4"],
+    intrinsics: Float[np.ndarray, "3 3"],
+) -> tuple[Float[np.ndarray, "q 2"], Float[np.ndarray, "q"]]:
+    """Image coordinates and depths of the points in front of the camera, in the cloud's order."""
     in_camera_m = _inverse_transform(world_from_camera, _transform(world_from_lidar, points_m))
-    in_camera_m = in_camera_m[in_camera_m[:, 2] > (1.0 if rule == "nuscenes" else 0.0)]
+    in_camera_m = in_camera_m[in_camera_m[:, 2] > 0]
     depth_m = in_camera_m[:, 2]
     with np.errstate(over="ignore"):  # points next to the camera's plane leave every image
-        xy = (in_camera_m @ intrinsics.T)[:, :2] / depth_m[:, None]
+        return (in_camera_m @ intrinsics.T)[:, :2] / depth_m[:, None], depth_m
+
+
+def _winners(
+    xy: Float[np.ndarray, "p 2"], size: tuple[int, int], rule: str
+) -> tuple[Int[np.ndarray, "q"], Int[np.ndarray, "q 2"]]:
+    """The points that win a pixel, and that pixel, in row-major order."""
     height, width = size
-    if rule == "nuscenes":
-        inside = ((xy > 1) & (xy < (width - 1, height - 1))).all(axis=1)
-        xy = np.round(xy)
-    else:
-        inside = ((xy > -1) & (xy < (width, height))).all(axis=1)
-    uv, depth_m = xy[inside].astype(np.int64), depth_m[inside]
-    pixels = uv[:, 1] * width + uv[:, 0]
-    _, from_the_end = np.unique(pixels[::-1], return_index=True)
-    winner = len(pixels) - 1 - from_the_end
-    return uv[winner], depth_m[winner]
+    last = (width - 1, height - 1)
+    pixels = np.trunc(xy) if rule == "dgp" else np.round(xy)
+    bounded = xy if rule == "vfdepth" else pixels
+    inside = np.flatnonzero(((bounded >= 0) & (bounded <= last)).all(axis=1))
+    uv = pixels[inside].astype(np.int64)
+    _, from_the_end = np.unique(uv[::-1] @ (1, width), return_index=True)
+    winner = len(uv) - 1 - from_the_end
+    return inside[winner], uv[winner]
 
 
 def _transform(
@@ -60,6 +113,17 @@ def _inverse_transform(
     a_from_b: Float[np.ndarray, "4 4"], points_m: Float[np.ndarray, "p 3"]
 ) -> Float[np.ndarray, "p 3"]:
     return (points_m - a_from_b[:3, 3]) @ a_from_b[:3, :3]
+
+
+def of_rule(sample: dict[str, Any], rule: str) -> dict[str, Any]:
+    """A prepared sample with the LiDAR points of one of `RULES` alone.
+
+    Points that were projected by DGP's rule are of every rule: there nothing changes.
+    """
+    kept = (sample["lidar_rules"] >> RULES.index(rule) & 1).astype(bool)
+    counts = [np.count_nonzero(kept[points]) for points in slices_of(sample)]
+    points = {name: sample[name][kept] for name in ("lidar_uv", "lidar_depth_m", "lidar_rules")}
+    return {**sample, **points, "lidar_counts": np.array(counts, np.int32)}
 
 
 def slices_of(sample: dict[str, Any]) -> list[slice]:

@@ -20,7 +20,6 @@ v1.0-test is still one to train on.
 import collections
 import itertools
 import json
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,6 +29,7 @@ import numpy as np
 from jaxtyping import Float
 from tqdm import tqdm
 
+from fsmde_jax import files
 from fsmde_jax.data import recording
 from fsmde_jax.data.recording import Camera, Frame, Lidar, RecordingError, Sample
 
@@ -108,8 +108,14 @@ def plan(version: Path, splits: tuple[str, ...], folder: Path) -> dict[str, dict
     finished = folder / _PLAN_FILE
     if not finished.is_file():
         _write_plan(version, splits, folder)
-    files = recording.read_json(finished)
-    return {split: {name: folder / file for name, file in files[split].items()} for split in splits}
+    again = "Remove the folder it is in; the same command makes it again."
+    planned = files.read_json(finished, "the list of planned scenes", again)
+    for name, digest in planned["sha256"].items():
+        if not (folder / name).is_file() or files.sha256(folder / name) != digest:
+            raise RecordingError(folder / name, f"the plan of a scene is damaged. {again}")
+    return {
+        split: {scene: folder / name for scene, name in planned[split].items()} for split in splits
+    }
 
 
 def _write_plan(version: Path, splits: tuple[str, ...], folder: Path) -> None:
@@ -119,10 +125,11 @@ def _write_plan(version: Path, splits: tuple[str, ...], folder: Path) -> None:
     )
     tables = _Tables(version, {token for tokens in samples.values() for token in tokens})
     folder.mkdir(parents=True, exist_ok=True)
-    root, files = str(version.parent.resolve()), collections.defaultdict(dict)
+    root, planned = str(version.parent.resolve()), collections.defaultdict(dict)
     for split, names in scenes.items():
         for number, (name, token) in enumerate(names.items()):
-            files[split][name] = f"{split}-{number:05d}.json"
+            planned[split][name] = f"{split}-{number:05d}.json"
+            path = folder / planned[split][name]
             described = [_described(tables, sample) for sample in samples[token]]
             content = {
                 "scene": name,
@@ -130,11 +137,10 @@ def _write_plan(version: Path, splits: tuple[str, ...], folder: Path) -> None:
                 "table": str(version / "sample.json"),
                 "samples": described,
             }
-            (folder / files[split][name]).write_text(json.dumps(content))
+            path.write_text(json.dumps(content))
+            planned["sha256"][path.name] = files.sha256(path)
     # Last, and whole or not at all: its presence says that all the others are there.
-    unfinished = folder / f"{_PLAN_FILE}.tmp"
-    unfinished.write_text(json.dumps(files))
-    os.replace(unfinished, folder / _PLAN_FILE)
+    files.write_json(folder / _PLAN_FILE, planned)
 
 
 def _read_scenes(version: Path, splits: tuple[str, ...]) -> dict[str, dict[str, str]]:

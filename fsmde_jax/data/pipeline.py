@@ -25,7 +25,7 @@ from jax.sharding import NamedSharding
 from jaxtyping import Array
 from ml_collections import ConfigDict
 
-from fsmde_jax import rig
+from fsmde_jax import files, rig
 from fsmde_jax.config import ConfigError
 from fsmde_jax.data import augment, lidar, prepared
 from fsmde_jax.data.teacher_cache import TeacherCache
@@ -158,9 +158,16 @@ def _to_devices(
         grain.ReadOptions(num_threads=threads, prefetch_buffer_size=16)
     )
     if config.num_workers:
-        stream = stream.mp_prefetch(grain.MultiprocessingOptions(num_workers=config.num_workers))
+        stream = stream.mp_prefetch(
+            grain.MultiprocessingOptions(num_workers=config.num_workers), _start_worker
+        )
     stream = stream.map(functools.partial(put_on_devices, sharding=sharding))
     return grain.experimental.ThreadPrefetchIterDataset(stream, prefetch_buffer_size=2)
+
+
+def _start_worker(_index: int, _count: int) -> None:
+    """A process that reads ends with the one that trains, however that ends."""
+    files.end_with_parent_process()
 
 
 def put_on_devices(batch: Sample, sharding: NamedSharding) -> dict[str, Array]:

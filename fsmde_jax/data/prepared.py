@@ -4,9 +4,11 @@
 `rig.json` and `prepare.json`; while it is being made it is called `<version>.incomplete`.
 """
 
+import functools
 import io
-import json
 import operator
+import re
+import shlex
 from pathlib import Path
 from typing import Any, SupportsIndex
 
@@ -14,11 +16,25 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
+from fsmde_jax import files
 from fsmde_jax.errors import UserError
 
-VERSION = "1.0.0"  # of the sample schema; raised together with tfds_builders/ddad
+# Of the sample schema, for all of tfds_builders. New optional features need no other version.
+VERSION = "2.0.0"
+# Of its images and their order, which is all that a teacher sees of a sample.
+IMAGES_VERSION = "1.0.0"
 RIG_FILE = "rig.json"
 RECORD_FILE = "prepare.json"
+# Fields whose pictures are stored as files, each where the dataset has it (`optional_features` in
+# tfds_builders/base.py).
+_PICTURES = (
+    "images",
+    "previous_images",
+    "next_images",
+    "class_map",
+    "mirror_strength",
+    "images_without_mirrors",
+)
 
 
 class PreparedDataError(UserError):
@@ -37,24 +53,24 @@ class PreparedSplit:
     """Random access to the samples of a split; can be pickled and read from many threads.
 
     `source[i]` is a dict of the features of the dataset's builder in `tfds_builders`: arrays as
-    stored, images uint8 [n h w 3], text as `str`. `rig` is the content of `rig.json`.
+    stored, pictures uint8 [n h w 3] or [n h w], text as `str`. `rig` is the content of `rig.json`.
+
+    Raises `PreparedDataError` naming the file that is missing, damaged or cut short; whether the
+    bytes of the shards are right is told by `prepare --verify`.
     """
 
     def __init__(self, directory: Path, split: str):
         self.directory = directory
         self.split = split
-        self.rig: dict[str, Any] = json.loads((directory / RIG_FILE).read_text())
+        self.rig = _opened(directory)
         builder = tfds.builder_from_directory(directory)
-        self._source = builder.as_data_source(split=split, decoders={"images": _KeepEncoded()})
+        self._pictures = [name for name in _PICTURES if name in builder.info.features]
+        keep = {name: _KeepEncoded() for name in self._pictures}
+        self._source = builder.as_data_source(split=split, decoders=keep)
 
     @property
     def scenes(self) -> dict[str, int]:
         """Samples of each scene, in the order of the samples."""
-        if "scenes" not in self.rig:
-            raise PreparedDataError(
-                f"{self.directory / RIG_FILE} names no scenes: an older version made it; "
-                "delete the folder and prepare it again"
-            )
         return self.rig["scenes"][self.split]
 
     def __reduce__(self):
@@ -68,7 +84,8 @@ class PreparedSplit:
         if not 0 <= index < len(self):
             raise IndexError(f"sample {index} of {len(self)} in {self.directory}, {self.split}")
         sample = dict(self._source[index])
-        sample["images"] = decode_images(sample["images"])
+        for name in self._pictures:
+            sample[name] = decode_images(sample[name])
         for field in sample.keys() & {"camera_names", "previous_files", "next_files"}:
             sample[field] = [text.decode() for text in sample[field]]
         for field in ("sample_id", "scene_id"):
@@ -81,12 +98,63 @@ def open_split(data_dir: Path, dataset: str, config_name: str, split: str) -> Pr
     directory = version_dir(data_dir, dataset, config_name)
     if not directory.is_dir():
         raise PreparedDataError(_how_to_prepare(directory, dataset, data_dir, config_name))
-    available = json.loads((directory / RIG_FILE).read_text())["splits"]
+    available = _opened(directory)["splits"]
     if split not in available:
         raise PreparedDataError(
             f"{directory} has no split {split!r}; it has {', '.join(available)}"
         )
     return PreparedSplit(directory, split)
+
+
+def _opened(directory: Path) -> dict[str, Any]:
+    """The content of a dataset's rig.json, whose files are all there in their size."""
+    rig = read_rig(directory)
+    _check_files(directory, (directory / RIG_FILE).stat().st_mtime_ns)
+    return rig
+
+
+@functools.lru_cache  # once a process, as long as the dataset is not made anew
+def _check_files(directory: Path, _changed_ns: int) -> None:
+    for name, written in read_rig(directory)["files"].items():
+        if problem := file_problem(directory / name, written, fully=name.endswith(".json")):
+            raise PreparedDataError(
+                f"{problem}. Make it again from the recording, all else stays"
+                f"{_command_there(directory)}"
+            )
+
+
+def read_rig(directory: Path) -> dict[str, Any]:
+    """The content of a finished dataset's rig.json."""
+    return files.read_json(directory / RIG_FILE, "the list of what is prepared", anew(directory))
+
+
+def file_problem(path: Path, written: dict[str, Any], fully: bool) -> str | None:
+    """In words, what is wrong with a file of a dataset; by its bytes, too, if `fully`.
+
+    Args:
+      written: what rig.json says of it: "bytes" and "sha256".
+    """
+    if not path.is_file():
+        return f"{path} is missing"
+    if (found := path.stat().st_size) != written["bytes"]:
+        return f"{path} has {found} bytes of {written['bytes']}: it was cut or changed"
+    if fully and files.sha256(path) != written["sha256"]:
+        return f"{path} was changed: its checksum is not the one that was written down"
+    return None
+
+
+def anew(directory: Path) -> str:
+    """What a user can do about a damaged description of a finished dataset."""
+    return f"Move {directory} away and prepare it anew{_command_there(directory)}"
+
+
+def _command_there(directory: Path) -> str:
+    """ ": " and the command that made a dataset, as far as its folder still says so."""
+    try:
+        record = files.read_json(directory / RECORD_FILE, "", "")
+        return f": {prepare_command(record, directory.parents[2])}"
+    except (UserError, KeyError, TypeError):
+        return ""
 
 
 def version_dir(data_dir: Path, dataset: str, config_name: str) -> Path:
@@ -102,8 +170,7 @@ def incomplete_dir(data_dir: Path, dataset: str, config_name: str) -> Path:
 def prepare_command(record: dict[str, Any], data_dir: Path) -> str:
     """The shell command that makes the dataset that `record` (of prepare.json) describes."""
     height, width = record["image_size"]
-    parts = [
-        "python -m fsmde_jax.prepare",
+    arguments = [
         f"--dataset={record['dataset']}",
         f"--source={record['source']}",
         f"--data_dir={data_dir}",
@@ -114,7 +181,7 @@ def prepare_command(record: dict[str, Any], data_dir: Path) -> str:
         *(["--dense_depth"] if record["dense_depth"] else []),
         *(["--on_error=skip"] if record["on_error"] == "skip" else []),
     ]
-    return " ".join(parts)
+    return f"python -m fsmde_jax.prepare {shlex.join(arguments)}"
 
 
 def raw_data_help(dataset: str) -> str:
@@ -145,8 +212,15 @@ def raw_data_help(dataset: str) -> str:
 def _how_to_prepare(directory: Path, dataset: str, data_dir: Path, config_name: str) -> str:
     record_path = incomplete_dir(data_dir, dataset, config_name) / RECORD_FILE
     if record_path.is_file():
-        command = prepare_command(json.loads(record_path.read_text()), data_dir)
-        return f"{directory} is not finished, its preparation was interrupted. Resume it: {command}"
+        command = _command_there(record_path.parent)
+        return f"{directory} is not finished, its preparation was interrupted. Resume it{command}"
+    versions = [path.parent for path in directory.parent.glob(f"*/{RECORD_FILE}")]
+    for old in sorted(path for path in versions if re.fullmatch(r"[\d.]+", path.name)):
+        return (
+            f"{old} holds version {old.name} of the prepared data, this is for version {VERSION}. "
+            "Prepare it anew, beside the old folder, which you may delete afterwards"
+            f"{_command_there(old)}"
+        )
     return (
         f"There is no prepared dataset in {directory}. {raw_data_help(dataset)} Then run: "
         f"python -m fsmde_jax.prepare --dataset={dataset} --source=RAW --data_dir={data_dir} "
@@ -155,7 +229,7 @@ def _how_to_prepare(directory: Path, dataset: str, data_dir: Path, config_name: 
 
 
 def decode_images(encoded: np.ndarray) -> np.ndarray:
-    """JPEG or PNG files (objects) of one size to uint8 [n h w 3]."""
+    """JPEG or PNG files (objects) of one size to uint8 [n h w 3], or [n h w] where grey."""
     first = np.asarray(Image.open(io.BytesIO(encoded[0])))
     images = np.empty((len(encoded), *first.shape), np.uint8)
     images[0] = first

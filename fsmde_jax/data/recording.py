@@ -75,6 +75,7 @@ class Sample:
     index: int
     cameras: tuple[Camera, ...]  # sorted by name
     lidar: Lidar | None
+    calibration_path: Path | None = None  # where it is a file of its own
 
 
 def read_image(camera: Camera) -> Image.Image:

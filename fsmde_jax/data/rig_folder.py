@@ -27,6 +27,7 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image
 
+from fsmde_jax import files
 from fsmde_jax.data.recording import (
     Camera,
     Lidar,
@@ -70,7 +71,9 @@ def plan(rig_json: Path, splits: tuple[str, ...], folder: Path) -> dict[str, dic
                 raise RecordingError(
                     rig_json, f"splits.{split}: there is no folder {scene!r} beside this file"
                 )
-            path.write_text(json.dumps(_files_of(root.resolve() / scene, rig_json.resolve())))
+            content = json.dumps(_files_of(root.resolve() / scene, rig_json.resolve()))
+            if not path.is_file() or path.read_text(errors="replace") != content:
+                files.write_text(path, content)
     return paths
 
 

@@ -11,5 +11,4 @@ class Builder(base.RigBuilder):
     MANUAL_DOWNLOAD_INSTRUCTIONS = prepared.raw_data_help("ddad")
     HOMEPAGE = "https://github.com/TRI-ML/DDAD"
     READER = dgp
-    PROJECTION = "dgp"
     CAMERAS = ("CAMERA_01", "CAMERA_05", "CAMERA_07", "CAMERA_09", "CAMERA_08", "CAMERA_06")

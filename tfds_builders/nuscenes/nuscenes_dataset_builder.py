@@ -18,7 +18,7 @@ class Builder(base.RigBuilder):
     MANUAL_DOWNLOAD_INSTRUCTIONS = prepared.raw_data_help("nuscenes")
     HOMEPAGE = "https://www.nuscenes.org"
     READER = nuscenes
-    PROJECTION = "nuscenes"
+    PROJECTS_BY_RULES = True
     CAMERAS = nuscenes.CAMERAS
 
     def feature_dict(self) -> dict[str, Any]:

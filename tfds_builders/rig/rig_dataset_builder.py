@@ -12,4 +12,3 @@ class Builder(base.RigBuilder):
     )
     MANUAL_DOWNLOAD_INSTRUCTIONS = prepared.raw_data_help("rig")
     READER = rig_folder
-    PROJECTION = "dgp"

@@ -4,19 +4,16 @@ Run again after an interruption, it goes on where it stopped.
 """
 
 import pathlib
-import shutil
 import sys
 
 from absl import app, flags
 
-from fsmde_jax.data.world.nuscenes_layout import write_nuscenes
-from fsmde_jax.data.world.rig_layout import write_rig
+from fsmde_jax import process
+from fsmde_jax.data.world.layouts import WRITERS, write_as
 from fsmde_jax.data.world.writer import WorldConfig, write_world
 from fsmde_jax.errors import UserError
 
 OUT = flags.DEFINE_string("out", None, "The folder to make.", required=True)
-# How a world in the DGP layout is written again in another one.
-WRITERS = {"nuscenes": write_nuscenes, "rig": write_rig}
 LAYOUT = flags.DEFINE_enum(
     "layout",
     "dgp",
@@ -33,6 +30,15 @@ def main(_) -> None:
     """Draws the world as the flags say."""
     out = pathlib.Path(OUT.value)
     try:
+        with process.errors_as_lines():
+            _write(out)
+    except KeyboardInterrupt:
+        sys.exit("interrupted; the same command goes on")
+    print(f"{LAYOUT.value} layout: {out}")
+
+
+def _write(out: pathlib.Path) -> None:
+    try:
         config = WorldConfig(
             seed=SEED.value,
             train_scenes=TRAIN_SCENES.value,
@@ -42,25 +48,12 @@ def main(_) -> None:
             height=160,
             width=256,
         )
-        if LAYOUT.value == "dgp":
-            write_world(config, out)
-        else:
-            _write_as(LAYOUT.value, config, out)
-    except (UserError, ValueError) as error:
-        sys.exit(f"error: {error}")
-    print(f"{LAYOUT.value} layout: {out}")
-
-
-def _write_as(layout: str, config: WorldConfig, out: pathlib.Path) -> None:
-    """Draws beside `out` in the DGP layout and puts the other one in place when it is whole."""
-    if out.exists():
-        raise UserError(f"{out} is there already; remove it, or choose another --out")
-    world, unfinished = (out.with_name(f"{out.name}.{part}") for part in ("dgp", "unfinished"))
-    write_world(config, world)
-    shutil.rmtree(unfinished, ignore_errors=True)
-    WRITERS[layout](world, unfinished)
-    unfinished.rename(out)
-    shutil.rmtree(world)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    if LAYOUT.value == "dgp":
+        write_world(config, out)
+    else:
+        write_as(LAYOUT.value, config, out)
 
 
 if __name__ == "__main__":

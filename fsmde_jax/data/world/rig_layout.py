@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from fsmde_jax import files
 from fsmde_jax.data import dgp
 from fsmde_jax.data.recording import Sample
 from fsmde_jax.data.rig_folder import LIDAR_DIR, POSES_FILE, RIG_FILE
+from fsmde_jax.errors import UserError
 
 
 def write_rig(world: pathlib.Path, out: pathlib.Path) -> None:
@@ -20,11 +22,15 @@ def write_rig(world: pathlib.Path, out: pathlib.Path) -> None:
 
     Args:
       world: the folder that `write_world` left.
-      out: a folder that is not there yet.
+      out: a folder without rig.json.
+
+    Raises `UserError` where `out` is a rig's folder already.
     """
+    if (out / RIG_FILE).exists():
+        raise UserError(f"{out / RIG_FILE} exists: remove it, or choose another folder")
     dataset_json = dgp.find(world)
     scenes = {split: dgp.scene_paths(dataset_json, split) for split in ("train", "val")}
-    out.mkdir(parents=True)
+    out.mkdir(parents=True, exist_ok=True)
     common: dict[str, Any] = {}
     for paths in scenes.values():
         for scene_id, path in paths.items():
@@ -88,4 +94,4 @@ def _calibration(sample: Sample) -> dict[str, Any]:
 
 
 def _write_json(path: pathlib.Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=1))
+    files.write_text(path, json.dumps(content, indent=1))

@@ -6,10 +6,11 @@ import datetime
 import hashlib
 import json
 import multiprocessing
-import os
 import pathlib
 import shutil
+import signal
 from collections.abc import Iterator
+from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ import PIL.Image
 import tqdm
 from jaxtyping import Float
 
+from fsmde_jax import files, process
 from fsmde_jax.data.world.meshes import rotation
 from fsmde_jax.data.world.objects import CAR_PAINTS, ego_car
 from fsmde_jax.data.world.render import World
@@ -34,6 +36,7 @@ from fsmde_jax.errors import UserError
 
 CONFIG_FILE = "world_config.json"
 DATASET_FILE = "world.json"
+_LOCK_FILE = ".lock"
 _FORMAT = 1  # raise it when the same config draws other worlds
 _FRAME_S = 0.1
 _FIRST_SECOND = 1_556_919_594
@@ -41,7 +44,7 @@ _TICKS_PER_S = 10_000_000  # file stems count 100 ns, as DDAD's do
 
 
 class WorldError(UserError):
-    """A folder holds another world than the one asked for."""
+    """A folder holds something else than the world asked for, or rendering ended early."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,32 +93,49 @@ def write_world(
         progress: show a bar with the time left.
 
     Raises:
-        WorldError: the folder holds a world of another config.
+        WorldError: the folder holds a world of another config, or anything else.
     """
-    directory.mkdir(parents=True, exist_ok=True)
-    _claim(config, directory)
-    scenes = config.train_scenes + config.val_scenes
-    waiting = [scene for scene in range(scenes) if not (directory / f"{scene:06d}").is_dir()]
-    if waiting:
-        (directory / DATASET_FILE).unlink(missing_ok=True)
-    bar = tqdm.tqdm(
-        _render(config, directory, waiting, num_workers or os.cpu_count() or 1),
-        desc=f"world {directory.name}", unit="scene", initial=scenes - len(waiting), total=scenes,
-        disable=not progress,
-    )  # fmt: skip
-    for _ in bar:
-        pass
-    if not (directory / DATASET_FILE).exists():
+    _check(config, directory)
+    if (directory / DATASET_FILE).exists() and not _waiting(config, directory):
+        return  # so several processes may ask for it at once
+    with files.locked(directory / _LOCK_FILE, f"writing the world {directory}", remove=True):
+        if not (directory / CONFIG_FILE).exists():
+            _write_json(directory / CONFIG_FILE, _content(config))
+        scenes, waiting = config.train_scenes + config.val_scenes, _waiting(config, directory)
+        if waiting:
+            (directory / DATASET_FILE).unlink(missing_ok=True)
+        bar = tqdm.tqdm(
+            _render(config, directory, waiting, num_workers or process.num_cores()),
+            desc=f"world {directory.name}", unit="scene", initial=scenes - len(waiting),
+            total=scenes, disable=not progress,
+        )  # fmt: skip
+        for _ in bar:
+            pass
         _write_json(directory / DATASET_FILE, _dataset_json(config, directory))
 
 
-def _claim(config: WorldConfig, directory: pathlib.Path) -> None:
-    """Note the config in the folder, or check that the folder is this config's."""
-    path, wanted = directory / CONFIG_FILE, {**dataclasses.asdict(config), "format": _FORMAT}
+def _waiting(config: WorldConfig, directory: pathlib.Path) -> list[int]:
+    """The scenes that are not there yet."""
+    scenes = range(config.train_scenes + config.val_scenes)
+    return [scene for scene in scenes if not (directory / f"{scene:06d}").is_dir()]
+
+
+def _content(config: WorldConfig) -> dict[str, Any]:
+    return {**dataclasses.asdict(config), "format": _FORMAT}
+
+
+def _check(config: WorldConfig, directory: pathlib.Path) -> None:
+    """Refuses a folder that is neither empty nor this config's."""
+    path, wanted = directory / CONFIG_FILE, _content(config)
     if not path.exists():
-        _write_json(path, wanted)
+        there = directory.iterdir() if directory.is_dir() else ()
+        if others := [p for p in there if not p.name.startswith((_LOCK_FILE, files.UNFINISHED))]:
+            raise WorldError(
+                f"{directory}: this folder holds {sorted(others)[0].name} and no world; choose "
+                "another folder"
+            )
         return
-    found = json.loads(path.read_text())
+    found = files.read_json(path, "the config of this world", "Choose another folder.")
     found.setdefault("lidar_beams", WorldConfig.lidar_beams)  # worlds from before it was a choice
     if found != wanted:
         raise WorldError(
@@ -134,13 +154,25 @@ def _render(
             yield write_scene(config, directory, scene)
         return
     spawn = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(workers, mp_context=spawn) as pool:
+    with concurrent.futures.ProcessPoolExecutor(workers, spawn, _start_worker) as pool:
         jobs = [pool.submit(write_scene, config, directory, scene) for scene in waiting]
         try:
             for job in concurrent.futures.as_completed(jobs):
                 yield job.result()
+        except BrokenProcessPool as error:
+            raise WorldError(
+                f"{directory}: a process that renders died (out of memory?); the same command "
+                "goes on"
+            ) from error
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def _start_worker() -> None:
+    """Ctrl-C is the parent's business; a parent that dies takes the worker along."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    files.end_with_parent()  # the thread that starts workers waits for them
+    files.end_with_parent_process()
 
 
 def write_scene(config: WorldConfig, directory: pathlib.Path, scene: int) -> None:
@@ -316,7 +348,4 @@ def _digest(text: str) -> str:
 
 
 def _write_json(path: pathlib.Path, content: dict[str, Any]) -> None:
-    """Write whole or not at all."""
-    unfinished = path.with_name(f".unfinished-{path.name}")
-    unfinished.write_text(json.dumps(content, indent=1))
-    unfinished.replace(path)
+    files.write_text(path, json.dumps(content, indent=1))
