@@ -174,8 +174,12 @@ def _train(config: ConfigDict, workdir: pathlib.Path, stop: "StopSignal") -> int
     # ---------------------------------------------------------------- devices, data
     mesh = sharding.make_mesh(config.mesh)
     batches_on = sharding.batch_sharding(mesh)
-    started = checkpoints.latest_step(workdir) is not None
-    config_lib.refuse_other_config(config, workdir, started)
+    newest = checkpoints.latest_step(workdir)
+    config_lib.refuse_other_config(config, workdir, started=newest is not None)
+    if newest is not None and newest > config.train.steps:
+        raise ConfigError(
+            f"config.train.steps={config.train.steps}, but {workdir} is at step {newest} already"
+        )
     source, cameras = pipeline.open_data(config.data, config.data.train_split)
     images_per_step = config.data.batch_size * len(cameras)
 
@@ -206,10 +210,6 @@ def _train(config: ConfigDict, workdir: pathlib.Path, stop: "StopSignal") -> int
         log.info("%s: going on after step %d", config.name, first_step)
     else:
         state = new_state(*_start_weights(config, model, workdir, mesh))
-    if first_step > config.train.steps:
-        raise ConfigError(
-            f"config.train.steps={config.train.steps}, but {workdir} is at step {first_step}"
-        )
     state = jax.device_put(state, sharding.replicated(mesh))
 
     # ---------------------------------------------------------------- input
