@@ -219,7 +219,7 @@ def fingerprint(state: nnx.State) -> str:
 
 
 def _reader(directory: pathlib.Path) -> ocp.CheckpointManager:
-    return ocp.CheckpointManager(directory, options=ocp.CheckpointManagerOptions(read_only=True))
+    return ocp.CheckpointManager(directory, options=ocp.CheckpointManagerOptions(create=False))
 
 
 # ---------------------------------------------------------------- checksums

@@ -416,6 +416,6 @@ def validate(config: ml_collections.ConfigDict) -> None:
                 f"config.evaluation.{key} is {config.evaluation[key]!r}; use one of "
                 f"{', '.join(allowed)}"
             )
-    for key in ("steps", "log_every", "checkpoint_every"):
+    for key in ("steps", "log_every", "checkpoint_every", "keep_checkpoints"):
         if config.train[key] < 1:
             raise ConfigError(f"config.train.{key} is {config.train[key]}; it must be at least 1")

@@ -166,7 +166,7 @@ def _owned(workdir: pathlib.Path) -> Iterator[None]:
         with files.locked(workdir / LOCK, f"training into {workdir}", remove=True):
             yield
     finally:
-        if new and not any(workdir.iterdir()):
+        if new and workdir.is_dir() and not any(workdir.iterdir()):
             workdir.rmdir()
 
 
