@@ -299,14 +299,13 @@ def _optimizer() -> ConfigDict:
     optimizer.final_fraction = 0.01
     optimizer.weight_decay = 0.01  # on kernels only
     optimizer.clip_norm = 1.0
-    optimizer.ema_decay = (
-        0.0  # 0: no moving average; evaluation uses the average where there is one
-    )
+    # 0: no moving average of weights and batch statistics; evaluation uses it where there is one.
+    optimizer.ema_decay = 0.0
     return optimizer
 
 
 def _train() -> ConfigDict:
-    # checkpoint_every also bounds what a killed run repeats; 0 evaluates only at the end.
+    # checkpoint_every also bounds what a killed run repeats; eval_every=0 evaluates only at the end.
     return ConfigDict(
         {
             "steps": 30_000,

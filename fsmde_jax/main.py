@@ -1,7 +1,7 @@
 """Train, then evaluate: `python -m fsmde_jax.main --config=configs/demo.py`.
 
 Kept short: flags, then the config's runs in order. Run the same command again and it goes
-on where it stopped.
+on where it stopped; with `--fork=NEW` a new run starts from its weights (`fsmde_jax/fork.py`).
 """
 
 import pathlib

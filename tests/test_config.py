@@ -244,8 +244,8 @@ def test_what_a_run_may_go_on_with_and_what_not(tmp_path):
     config_lib.refuse_other_config(config, tmp_path, started=False)  # nothing to lose yet
     with pytest.raises(
         config_lib.ConfigError,
-        match=r"run of another config: data\.jitter is 0\.2 there, 0\.5 in the config; seed is 0 "
-        r"there, 1 in the config\. .*--fork=NEW_WORKDIR",
+        match=r"run of another config: seed is 0 there, 1 in the config; data\.jitter is 0\.2 "
+        r"there, 0\.5 in the config\. .*--fork=NEW_WORKDIR",
     ):
         config_lib.refuse_other_config(config, tmp_path, started=True)
 
