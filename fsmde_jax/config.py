@@ -305,7 +305,7 @@ def _optimizer() -> ConfigDict:
 
 
 def _train() -> ConfigDict:
-    # checkpoint_every also bounds what a killed run repeats; eval_every=0 evaluates only at the end.
+    # checkpoint_every also bounds what a killed run repeats; eval_every=0: only at the end.
     return ConfigDict(
         {
             "steps": 30_000,
