@@ -1,29 +1,47 @@
 """Checkpoints of a run, behind one door: the only module that knows Orbax.
 
-Each step's folder holds the items `params`, `batch_stats`, `ema`, `optimizer` (state, step),
-`iterator` (Grain's position) and `identity` (what was trained, with which teacher).
+Each step's folder holds the items `params`, `batch_stats`, `ema` and `ema_batch_stats` (their
+moving averages), `optimizer` (state, step) and `identity` (what was trained, with which teacher),
+and `checksums.json` of all their files. Nothing here deletes a checkpoint but the rotation that
+`train.keep_checkpoints` asks for.
 """
 
+import functools
 import hashlib
 import logging
 import pathlib
+import shutil
+from collections.abc import Iterable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from flax import nnx
-from grain.checkpoint import CheckpointRestore, CheckpointSave
 
+from fsmde_jax import files
 from fsmde_jax.errors import UserError, differences
 
 log = logging.getLogger(__name__)
 
 FOLDER = "checkpoints"
+CHECKSUMS = "checksums.json"  # of a step: {file: {"bytes": size, "sha256": digest}}
+# Checkpoints from before statistics were averaged: the average starts from them.
+_STAND_INS = {"ema_batch_stats": "batch_stats"}
+# Not compared where an identity from before lacks them: the trees and config.json tell.
+_LATER_KEYS = ("optimizer", "ema", "data")
+_NOT_TREES = ("identity", "iterator")  # older checkpoints hold Grain's position, too
+_UNREADABLE = "unreadable"
+_LISTED = 3  # differing arrays that an error names
 
 
 class CheckpointError(UserError):
     """A checkpoint is missing or belongs to another model or teacher; the text names both."""
+
+
+class DamagedError(CheckpointError):
+    """Files of a checkpoint are missing, or are not what was written."""
 
 
 class Checkpoints:
@@ -36,106 +54,129 @@ class Checkpoints:
     """
 
     def __init__(self, workdir: pathlib.Path, keep: int, identity: dict[str, Any]):
-        self.identity = identity
+        self.identity, self.keep = identity, keep
         self.directory = workdir.resolve() / FOLDER
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
-        self._manager = ocp.CheckpointManager(self.directory, options=options)
+        self._unreadable: tuple[int, ...] = ()
 
-    def save(self, step: int, state: dict[str, Any], iterator: Any) -> None:
-        """Saves in the background; a step that is there already is not saved again."""
+    @functools.cached_property
+    def _manager(self) -> ocp.CheckpointManager:
+        """Made for the first save: it tidies the folder, which a refused start leaves alone."""
+        if jax.process_index() == 0:
+            for step in self._unreadable:
+                files.set_aside(self.directory / str(step), _UNREADABLE)
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=self.keep,
+            cleanup_tmp_directories=True,
+            # An error while writing ends the save that it belongs to.
+            enable_async_checkpointing=False,
+        )
+        return ocp.CheckpointManager(self.directory, options=options)
+
+    def save(self, step: int, state: dict[str, Any]) -> None:
+        """Saves, and is done when all is on disk; a step that is there already is kept."""
         if step in self._manager.all_steps():
             return
         # From the host: of replicated arrays Orbax would save a slice per device, and first
         # compile that slicing, array by array.
         state = jax.device_get(state)
         items = {name: ocp.args.StandardSave(tree) for name, tree in state.items()}
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                **items,
-                iterator=CheckpointSave(iterator),
-                identity=ocp.args.JsonSave(self.identity),
-            ),
-        )
+        identity = ocp.args.JsonSave(self.identity)
+        if not self._manager.save(step, args=ocp.args.Composite(**items, identity=identity)):
+            raise CheckpointError(
+                f"{self.directory} has a newer checkpoint than step {step}, which is not saved"
+            )
+        if jax.process_index() == 0:
+            _write_checksums(self.directory / str(step))
 
-    def restore(self, state: dict[str, Any], iterator: Any) -> tuple[int, dict[str, Any]] | None:
-        """The newest step that can be read: (step, state); sets the iterator. None: no checkpoint.
+    def restore(self, state: dict[str, Any]) -> tuple[int, dict[str, Any]] | None:
+        """The newest step that can be read: (step, state); None where there never was one.
 
-        A step whose data is damaged is reported, deleted and the one before it is taken.
+        Steps that cannot be read are named, and set aside by the first save. Raises
+        `CheckpointError` where a step belongs to another run or does not fit, or none can be read.
+
+        Args:
+          state: arrays, or their shapes.
         """
-        for step in sorted(self._manager.all_steps(), reverse=True):
-            _check_identity(self._manager, step, self.directory, self.identity)
-            items = {
-                name: ocp.args.StandardRestore(jax.tree.map(ocp.utils.to_shape_dtype_struct, tree))
-                for name, tree in state.items()
-            }
-            try:
-                restored = self._manager.restore(
-                    step, args=ocp.args.Composite(**items, iterator=CheckpointRestore(iterator))
-                )
-                return step, {name: restored[name] for name in state}
-            except Exception as error:  # Orbax raises bare exceptions on truncated data
-                log.warning(
-                    "The checkpoint %s cannot be read (%s); going back to the one before.",
-                    self.directory / str(step),
-                    str(error).splitlines()[0],
-                )
-                self._manager.delete(step)
+        if not self.directory.is_dir():
+            return None
+        damaged: dict[int, DamagedError] = {}
+        with _reader(self.directory) as manager:
+            for step in sorted(manager.all_steps(), reverse=True):
+                folder = self.directory / str(step)
+                verified = False
+                try:
+                    verified = _verify(folder)
+                    _check_identity(manager, step, folder, self.identity, {})
+                    _check_fits(folder, state)
+                    found = _restore_items(manager, step, folder, state)
+                except DamagedError as error:
+                    if verified:  # not by the disk, but by memory, another version or a bug
+                        raise CheckpointError(f"{error}, although it is as written") from error
+                    damaged[step] = error
+                    continue
+                for number, error in damaged.items():
+                    log.warning(
+                        "%s. Going on from step %d; step %d is kept as %s.%s", error, step, number,
+                        number, _UNREADABLE,
+                    )  # fmt: skip
+                self._unreadable = tuple(damaged)
+                return step, found
+        if damaged or any(self.directory.glob(f"*.{_UNREADABLE}*")):
+            reason = next(iter(damaged.values()), "they were set aside before")
+            raise CheckpointError(
+                f"{self.directory}: no checkpoint can be read ({reason}). Bring those files back, "
+                "or start anew with another --workdir"
+            )
         return None
 
     def close(self) -> None:
-        """Waits until everything is on disk."""
-        self._manager.wait_until_finished()
+        """Ends Orbax's threads."""
         self._manager.close()
 
 
 def load_params(
-    workdir: pathlib.Path, params: Any, identity: dict[str, Any], item: str = "params"
+    workdir: pathlib.Path,
+    params: Any,
+    identity: dict[str, Any],
+    item: str = "params",
+    told: dict[str, Any] | None = None,
 ) -> Any:
     """One item of a run's newest checkpoint, on the host.
 
-    `params` says which of its arrays, by their paths and shapes: all, or some of them.
+    Args:
+      workdir: the run's folder.
+      params: which of its arrays, by their paths and shapes: all, or some of them.
+      identity: what it must have been trained as.
+      item: of the checkpoint.
+      told: by the run's config.json, for keys of `identity` that came after the checkpoint.
     """
     directory = workdir.expanduser().resolve() / FOLDER
     if not directory.is_dir():
         raise CheckpointError(f"{workdir} holds no run: there is no folder {FOLDER!r} in it")
-    with ocp.CheckpointManager(directory) as manager:
+    with _reader(directory) as manager:
         step = manager.latest_step()
         if step is None:
             raise CheckpointError(f"{directory} has no checkpoint: the run did not get that far")
-        _check_identity(manager, step, directory, identity)
-        abstract = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(
-                leaf.shape,
-                leaf.dtype,
-                sharding=jax.sharding.SingleDeviceSharding(jax.local_devices()[0]),
-            ),
-            params,
-        )
-        if not jax.tree.leaves(abstract):
-            return params
-        restore = ocp.args.PyTreeRestore(
-            abstract,
-            restore_args=ocp.checkpoint_utils.construct_restore_args(abstract),
-            partial_restore=True,
-        )
-        args = ocp.args.Composite(**{item: restore})
+        folder = directory / str(step)
+        item = item if (folder / item).is_dir() else _STAND_INS.get(item, item)
         try:
-            restored = manager.restore(step, args=args)[item]
-        except Exception as error:  # Orbax raises bare exceptions, on other shapes a page of text
-            raise CheckpointError(
-                f"{directory / str(step)}: its {item} do not fit the model of the run's "
-                "config.json in this version of fsmde_jax, or are damaged: "
-                f"{str(error).splitlines()[0][:200]}"
+            _verify(folder, ("identity", item))
+            _check_identity(manager, step, folder, identity, told or {})
+            if not jax.tree.leaves(params):
+                return params
+            wanted = _arrays(params, item)
+            saved = _saved_arrays(folder, item)
+            if what := _differing({k: v for k, v in saved.items() if k in wanted}, wanted):
+                raise CheckpointError(
+                    f"{folder} does not fit the model of the run's config.json in this version of "
+                    f"fsmde_jax: {what}"
+                )
+            return jax.device_get(_restore_item(manager, step, folder, params, item))
+        except DamagedError as error:
+            raise DamagedError(
+                f"{error}. Bring that file back, or train on: that goes back to the checkpoint "
+                "before"
             ) from error
-        missing = [
-            jax.tree_util.keystr(path)
-            for path, leaf in jax.tree_util.tree_leaves_with_path(restored)
-            if isinstance(leaf, jax.ShapeDtypeStruct)  # Orbax leaves what it did not find
-        ]
-        if missing:
-            raise CheckpointError(f"{directory / str(step)} has no {item} {', '.join(missing)}")
-        return jax.device_get(restored)
 
 
 def save_tree(path: pathlib.Path, tree: Any) -> None:
@@ -149,21 +190,19 @@ def latest_step(workdir: pathlib.Path) -> int | None:
     directory = workdir.resolve() / FOLDER
     if not directory.is_dir():
         return None
-    with ocp.CheckpointManager(directory) as manager:
+    with _reader(directory) as manager:
         return manager.latest_step()
 
 
-def _check_identity(
-    manager: ocp.CheckpointManager, step: int, directory: pathlib.Path, expected: dict[str, Any]
-) -> None:
-    """Refuses a checkpoint that differs from `expected` in one of its keys."""
-    args = ocp.args.Composite(identity=ocp.args.JsonRestore())
-    saved = manager.restore(step, args=args)["identity"]
-    if wrong := differences(saved, expected, "in the checkpoint"):
-        raise CheckpointError(
-            f"The checkpoint {directory / str(step)} belongs to another run: "
-            f"{wrong}. Use another --workdir, or the config it was made with."
-        )
+def copy_newest(workdir: pathlib.Path, to: pathlib.Path) -> int:
+    """Copies a run's newest checkpoint into the folder of another; returns its step."""
+    step = latest_step(workdir)
+    if step is None:
+        raise CheckpointError(f"{workdir} has no checkpoint")
+    folder = workdir / FOLDER / str(step)
+    _verify(folder)
+    shutil.copytree(folder, to / FOLDER / str(step))
+    return step
 
 
 def fingerprint(state: nnx.State) -> str:
@@ -177,3 +216,158 @@ def fingerprint(state: nnx.State) -> str:
         digest.update(f"{path} {array.shape} {array.dtype}".encode())
         digest.update(array.view(np.uint8).reshape(-1).data)
     return digest.hexdigest()[:16]
+
+
+def _reader(directory: pathlib.Path) -> ocp.CheckpointManager:
+    return ocp.CheckpointManager(directory, options=ocp.CheckpointManagerOptions(create=False))
+
+
+# ---------------------------------------------------------------- checksums
+
+
+def _write_checksums(folder: pathlib.Path) -> None:
+    found = {
+        file.relative_to(folder).as_posix(): {
+            "bytes": file.stat().st_size,
+            "sha256": files.sha256(file),
+        }
+        for file in sorted(folder.rglob("*"))
+        if file.is_file()
+    }
+    files.write_json(folder / CHECKSUMS, found)
+
+
+def _verify(folder: pathlib.Path, items: Iterable[str] = ()) -> bool:
+    """Compares a step's files (of all items, or of some) with what was written.
+
+    False for a step without checksums: it is from before there were some, or was finished in the
+    moment of a kill; Orbax gives its folder its name only when it is whole.
+    """
+    if not (folder / CHECKSUMS).exists():
+        return False
+    try:
+        checksums = files.read_json(folder / CHECKSUMS, "the checkpoint's list of files", "")
+        listed = [(name, about["bytes"], about["sha256"]) for name, about in checksums.items()]
+    except (UserError, AttributeError, KeyError, TypeError) as error:
+        raise DamagedError(f"{folder / CHECKSUMS} is damaged") from error
+    items = tuple(items)
+    for name, size, digest in listed:
+        file = folder / name
+        if items and "/" in name and name.split("/")[0] not in items:
+            continue
+        if not file.is_file():
+            raise DamagedError(f"{file} is missing")
+        if file.stat().st_size != size:
+            raise DamagedError(f"{file} has {file.stat().st_size} bytes instead of {size}")
+        if files.sha256(file) != digest:
+            raise DamagedError(f"{file} is damaged: its SHA-256 is not that of what was written")
+    return True
+
+
+# ---------------------------------------------------------------- what a step holds
+
+
+def _check_identity(
+    manager: ocp.CheckpointManager,
+    step: int,
+    folder: pathlib.Path,
+    expected: dict[str, Any],
+    told: dict[str, Any],
+) -> None:
+    """Refuses a checkpoint that differs from `expected` in one of its keys."""
+    args = ocp.args.Composite(identity=ocp.args.JsonRestore())
+    try:
+        saved = told | dict(manager.restore(step, args=args)["identity"])
+    except Exception as error:  # Orbax raises bare exceptions
+        raise DamagedError(f"{folder / 'identity'} is damaged: {_first_line(error)}") from error
+    expected = {k: v for k, v in expected.items() if k in saved or k not in _LATER_KEYS}
+    if wrong := differences(saved, expected, "in the checkpoint"):
+        raise CheckpointError(
+            f"The checkpoint {folder} belongs to another run: {wrong}. Use the config it was made "
+            "with, another --workdir, or --fork=NEW_WORKDIR, which starts a new run from its "
+            "weights"
+        )
+
+
+def _check_fits(folder: pathlib.Path, state: dict[str, Any]) -> None:
+    """Refuses a step whose arrays are not those of `state`, by name, shape and dtype."""
+    names = {path.name for path in folder.iterdir() if path.is_dir()} - set(_NOT_TREES)
+    saved, wanted = {}, {}
+    for name in sorted(names):
+        saved |= _saved_arrays(folder, name)
+    for name, tree in state.items():
+        if name in names or name not in _STAND_INS:
+            wanted |= _arrays(tree, name)
+    if what := _differing(saved, wanted):
+        raise CheckpointError(
+            f"The checkpoint {folder} does not fit the config: {what}. Use the config it was made "
+            "with, or --fork=NEW_WORKDIR, which starts a new run from its weights"
+        )
+
+
+def _arrays(tree: Any, item: str) -> dict[str, str]:
+    """Shape and dtype of each array of a tree, or of Orbax's metadata of one, by name."""
+    return {
+        "/".join(map(str, (item, *path))): f"{leaf.dtype}{list(leaf.shape)}"
+        for path, leaf in ocp.tree.to_flat_dict(tree).items()
+    }
+
+
+def _saved_arrays(folder: pathlib.Path, item: str) -> dict[str, str]:
+    try:
+        return _arrays(ocp.StandardCheckpointHandler().metadata(folder / item).tree, item)
+    except Exception as error:  # Orbax raises bare exceptions
+        raise DamagedError(f"{folder / item} cannot be read: {_first_line(error)}") from error
+
+
+def _differing(saved: dict[str, str], wanted: dict[str, str]) -> str:
+    """In words, what differs; "" where nothing does."""
+    absent = "absent"
+    keys = [key for key in sorted(saved | wanted) if saved.get(key) != wanted.get(key)]
+    if not keys:
+        return ""
+    listed = "; ".join(
+        f"{key} is {saved.get(key, absent)} in the checkpoint, {wanted.get(key, absent)} here"
+        for key in keys[:_LISTED]
+    )
+    more = f"; {len(keys) - _LISTED} more" if len(keys) > _LISTED else ""
+    return f"{listed}{more}"
+
+
+def _restore_items(
+    manager: ocp.CheckpointManager, step: int, folder: pathlib.Path, state: dict[str, Any]
+) -> dict[str, Any]:
+    there = {name for name in state if (folder / name).is_dir()}
+    shapes = {name: jax.tree.map(ocp.utils.to_shape_dtype_struct, state[name]) for name in there}
+    items = {name: ocp.args.StandardRestore(tree) for name, tree in shapes.items()}
+    try:
+        restored = manager.restore(step, args=ocp.args.Composite(**items))
+    except Exception as error:  # Orbax raises bare exceptions on truncated data
+        raise DamagedError(f"{folder} cannot be read: {_first_line(error)}") from error
+    found = {name: restored[name] for name in there}
+    for name in set(state) - there:
+        found[name] = jax.tree.map(jnp.copy, found[_STAND_INS[name]])
+    return found
+
+
+def _restore_item(
+    manager: ocp.CheckpointManager, step: int, folder: pathlib.Path, params: Any, item: str
+) -> Any:
+    """Those arrays of an item that `params` has."""
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    abstract = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), params
+    )
+    restore = ocp.args.PyTreeRestore(
+        abstract,
+        restore_args=ocp.checkpoint_utils.construct_restore_args(abstract),
+        partial_restore=True,
+    )
+    try:
+        return manager.restore(step, args=ocp.args.Composite(**{item: restore}))[item]
+    except Exception as error:  # Orbax raises bare exceptions
+        raise DamagedError(f"{folder / item} cannot be read: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]

@@ -4,14 +4,18 @@ Files in `configs/` start from `default_config()`, which is locked: a misspelt k
 there and on the command line.
 """
 
+import fnmatch
 import json
+import os
 import pathlib
+from typing import Any
 
 import ml_collections
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from fsmde_jax.errors import UserError
+from fsmde_jax import files
+from fsmde_jax.errors import UserError, differences
 from fsmde_jax.metrics import SCALINGS
 from fsmde_jax.models.binned_depth import MEANS
 from fsmde_jax.protocols import PROTOCOLS
@@ -21,6 +25,20 @@ class ConfigError(UserError):
     """A value of the config cannot work; the text names the key and what to do."""
 
 
+CONFIG_FILE = "config.json"
+HEAD_FOLDER = "teacher_head"  # in a run's folder: the run that trained its teacher's head
+_PATHS_IN_RUN = ("head_weights", "cache_dir")  # of `teacher`
+# What a run may go on with changed. The weights behind paths are compared by their fingerprints.
+MAY_CHANGE = (
+    "name",
+    *(f"data.{key}" for key in ("data_dir", "eval_split", "eval_batch_size")),
+    *("data.num_threads", "data.num_workers"),
+    *("teacher.cache_dir", "teacher.head_weights"),
+    *(f"train.{key}" for key in ("steps", "log_every", "checkpoint_every", "keep_checkpoints")),
+    "train.eval_every",
+    "evaluation.*",
+    "mesh.*",
+)
 DDAD_CAMERAS = ("CAMERA_01", "CAMERA_05", "CAMERA_07", "CAMERA_09", "CAMERA_08", "CAMERA_06")
 
 
@@ -49,22 +67,90 @@ def default_config() -> ConfigDict:
 
 
 def load_config(workdir: pathlib.Path) -> ConfigDict:
-    """The configuration a run in `workdir` was made with; its teacher's head is trained."""
-    file = workdir / "config.json"
+    """The configuration a run in `workdir` was made with; its teacher's head is trained.
+
+    Paths into the run are there wherever it was moved, also those of runs from before, which name
+    the folder that the head was trained in.
+    """
+    file = workdir / CONFIG_FILE
     if not file.is_file():
         raise ConfigError(f"{workdir} is no run's folder: there is no {file}")
-    config = default_config()
+    config, values = default_config(), _read_config(file)
+    values["teacher"].pop("head_stage", None)
     try:
-        values = json.loads(file.read_text())
-        values["teacher"].pop("head_stage", None)
         config.update(values)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         what = str(error).splitlines()[0][:200]
         raise ConfigError(
             f"{file} was written by another version of fsmde_jax: {what}. Mend that key in the "
             "file, or make the run again"
         ) from error
+    for key in _PATHS_IN_RUN:
+        if (named := config.teacher[key]) and (workdir / named).is_dir():
+            config.teacher[key] = str(workdir / named)
+    head = config.teacher.head_weights
+    if head and not pathlib.Path(head).is_dir() and (workdir / HEAD_FOLDER).is_dir():
+        config.teacher.head_weights = str(workdir / HEAD_FOLDER)
     return config
+
+
+def save_config(config: ConfigDict, folder: pathlib.Path, run: pathlib.Path | None = None) -> None:
+    """Writes config.json into `folder`; paths into the run are relative to that folder.
+
+    Args:
+      run: the run's folder if that is not `folder` itself.
+    """
+    config, root = config.copy_and_resolve_references(), (run or folder).resolve()
+    for key in _PATHS_IN_RUN:
+        named = pathlib.Path(config.teacher[key])
+        if config.teacher[key] and named.resolve().is_relative_to(root):
+            config.teacher[key] = os.path.relpath(named.resolve(), folder.resolve())
+    files.write_text(folder / CONFIG_FILE, config.to_json_best_effort(indent=2) + "\n")
+
+
+def refuse_other_config(config: ConfigDict, workdir: pathlib.Path, started: bool) -> None:
+    """Refuses a `workdir` whose config.json is damaged, or is not that of a run.
+
+    Where that run has `started`, also if `config` differs in what makes its result another one. A
+    key that an older config.json lacks had its default.
+    """
+    if not (workdir / CONFIG_FILE).is_file():
+        return
+    saved = flatten(_read_config(workdir / CONFIG_FILE))
+    if not started:
+        return
+    defaults, wanted = (
+        flatten(json.loads(c.to_json_best_effort())) for c in (default_config(), config)
+    )
+    may_change = lambda key: any(fnmatch.fnmatch(key, known) for known in MAY_CHANGE)  # noqa: E731
+    wanted = {key: value for key, value in wanted.items() if not may_change(key)}
+    if what := differences(defaults | saved, wanted, "there"):
+        raise ConfigError(
+            f"{workdir} holds a run of another config: {what}. Go on with the config it was made "
+            "with, or start a new run from its weights with --fork=NEW_WORKDIR"
+        )
+
+
+def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Values of a config by dotted key, without the stage before: the run names its result."""
+    found = {}
+    for key, value in values.items():
+        if prefix + key == "teacher.head_stage":
+            continue
+        nested = isinstance(value, dict)
+        found |= flatten(value, f"{prefix}{key}.") if nested else {prefix + key: value}
+    return found
+
+
+def _read_config(file: pathlib.Path) -> dict[str, Any]:
+    do = "Bring it back from a copy, or remove it and give the command with the run's own config"
+    values = files.read_json(file, "the run's config", do)
+    sections = [key for key, value in default_config().items() if isinstance(value, ConfigDict)]
+    if not isinstance(values, dict) or not isinstance(values.get("teacher"), dict):
+        raise ConfigError(f"{file} is not the config of a run of fsmde_jax. {do}")
+    if wrong := [key for key in sections if not isinstance(values.get(key, {}), dict)]:
+        raise ConfigError(f"{file} is damaged: {wrong[0]!r} is no section of keys. {do}")
+    return values
 
 
 def _data() -> ConfigDict:
@@ -213,14 +299,13 @@ def _optimizer() -> ConfigDict:
     optimizer.final_fraction = 0.01
     optimizer.weight_decay = 0.01  # on kernels only
     optimizer.clip_norm = 1.0
-    optimizer.ema_decay = (
-        0.0  # 0: no moving average; evaluation uses the average where there is one
-    )
+    # 0: no moving average of weights and batch statistics; evaluation uses it where there is one.
+    optimizer.ema_decay = 0.0
     return optimizer
 
 
 def _train() -> ConfigDict:
-    # checkpoint_every also bounds what a killed run repeats; 0 evaluates only at the end.
+    # checkpoint_every also bounds what a killed run repeats; eval_every=0: only at the end.
     return ConfigDict(
         {
             "steps": 30_000,
@@ -330,6 +415,6 @@ def validate(config: ml_collections.ConfigDict) -> None:
                 f"config.evaluation.{key} is {config.evaluation[key]!r}; use one of "
                 f"{', '.join(allowed)}"
             )
-    for key in ("steps", "log_every", "checkpoint_every"):
+    for key in ("steps", "log_every", "checkpoint_every", "keep_checkpoints"):
         if config.train[key] < 1:
             raise ConfigError(f"config.train.{key} is {config.train[key]}; it must be at least 1")

@@ -142,10 +142,8 @@ def evaluate_state(
 ) -> dict:
     """The evaluation split's results of a training state (its moving average if there is one)."""
     predict = make_predict(task, model)
-    params = state.ema or state.params
-    predictor = _predictor(
-        config, task, lambda batch: predict(params, state.batch_stats, frozen, batch)
-    )
+    params, batch_stats = state.averaged()
+    predictor = _predictor(config, task, lambda batch: predict(params, batch_stats, frozen, batch))
     return evaluate_split(config, {"model": predictor}, config.data.eval_split, mesh)["model"]
 
 

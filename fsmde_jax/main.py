@@ -1,7 +1,7 @@
 """Train, then evaluate: `python -m fsmde_jax.main --config=configs/demo.py`.
 
 Kept short: flags, then the config's runs in order. Run the same command again and it goes
-on where it stopped.
+on where it stopped; with `--fork=NEW` a new run starts from its weights (`fsmde_jax/fork.py`).
 """
 
 import pathlib
@@ -11,21 +11,21 @@ from absl import flags
 from ml_collections import config_flags
 
 from fsmde_jax import config as config_lib
-from fsmde_jax import dry_run, evaluate, process, stages
-from fsmde_jax.errors import UserError
+from fsmde_jax import dry_run, evaluate, fork, process, stages
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Run configuration.", lock_config=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder; default runs/<config.name>.")
+FORK = flags.DEFINE_string(
+    "fork", None, "New folder of a run that starts from the weights of the one in --workdir."
+)
 DRY_RUN = flags.DEFINE_bool("dry_run", False, "Build everything, print sizes, train nothing.")
 
 
 def main(_) -> None:
     """Runs the config and what it needs before, evaluates it and prints its table."""
     process.set_up()
-    try:
+    with process.errors_as_lines():
         run(CONFIG.value)
-    except (UserError, FloatingPointError) as error:
-        sys.exit(f"error: {error}")
 
 
 def run(config: config_lib.ConfigDict) -> None:
@@ -35,6 +35,9 @@ def run(config: config_lib.ConfigDict) -> None:
         print(dry_run.report(config))
         return
     workdir = pathlib.Path(WORKDIR.value or f"runs/{config.name}")
+    if FORK.value:
+        fork.fork(workdir, pathlib.Path(FORK.value))
+        workdir = pathlib.Path(FORK.value)
     if interrupted := stages.run(config, workdir):
         sys.exit(128 + interrupted)  # the shell's convention for a signal
     results = evaluate.evaluate_run(config, workdir)

@@ -26,18 +26,24 @@ class TrainState:
     batch_stats: nnx.State
     opt_state: Any
     ema: nnx.State | None  # moving average of `params`
+    ema_batch_stats: nnx.State | None  # and of `batch_stats`
     halted: Any  # bool: a loss was not finite; nothing moves any more
 
     def items(self) -> dict[str, Any]:
         """The items of a checkpoint."""
         optimizer = {"opt_state": self.opt_state, "step": self.step, "halted": self.halted}
-        found = {"params": self.params, "batch_stats": self.batch_stats, "ema": self.ema}
+        names = ("params", "batch_stats", "ema", "ema_batch_stats")
+        found = {name: getattr(self, name) for name in names}
         return {k: v for k, v in found.items() if jax.tree.leaves(v)} | {"optimizer": optimizer}
 
     def with_items(self, items: dict[str, Any]) -> "TrainState":
         """The state with the items of a checkpoint in place of its own."""
         items = dict(items)
         return self.replace(**items.pop("optimizer"), **items)
+
+    def averaged(self) -> tuple[Any, Any]:
+        """(parameters, batch statistics) to evaluate: their moving averages if kept."""
+        return self.ema or self.params, self.ema_batch_stats or self.batch_stats
 
 
 class Model:
@@ -104,6 +110,7 @@ def init_state(
         batch_stats=batch_stats,
         opt_state=optimizer.init(params),
         ema=jax.tree.map(jnp.copy, params) if ema else None,
+        ema_batch_stats=jax.tree.map(jnp.copy, batch_stats) if ema else None,
         halted=jnp.zeros((), bool),
     )
 
@@ -133,12 +140,13 @@ def place_model(config: ConfigDict, model: Model, mesh: Mesh) -> tuple[Any, Any,
 def load_trained(
     config: ConfigDict, model: Model, workdir: pathlib.Path, identity: dict[str, Any]
 ) -> tuple[Any, Any]:
-    """(parameters, batch statistics) of the newest checkpoint: the moving average if kept."""
-    item = "ema" if config.optimizer.ema_decay else "params"
-    return (
-        checkpoints.load_params(workdir, model.params, identity, item),
-        checkpoints.load_params(workdir, model.batch_stats, identity, "batch_stats"),
+    """(parameters, batch statistics) of the newest checkpoint: their moving averages if kept."""
+    items = ("ema", "ema_batch_stats") if config.optimizer.ema_decay else ("params", "batch_stats")
+    params, batch_stats = (
+        checkpoints.load_params(workdir, shapes, identity, item)
+        for shapes, item in zip((model.params, model.batch_stats), items, strict=True)
     )
+    return params, batch_stats
 
 
 def load_student(config: ConfigDict, workdir: pathlib.Path) -> nnx.Module:

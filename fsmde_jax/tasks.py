@@ -19,7 +19,7 @@ from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from fsmde_jax import checkpoints, sharding
-from fsmde_jax.config import ConfigError
+from fsmde_jax.config import CONFIG_FILE, ConfigError, load_config
 from fsmde_jax.data import teacher_cache
 from fsmde_jax.losses.baselines import FeatureAdapter
 from fsmde_jax.losses.depth import affine_invariant_loss, scale_invariant_loss
@@ -310,8 +310,10 @@ def load_teacher_weights(config: ConfigDict, state: nnx.State, mesh: Mesh) -> nn
     learned, kept = nnx.split_state(state, task.trainable, ...)
     parts = nnx.State({"foundation": loaded})
     frozen = _pick(parts, kept)
+    folder = pathlib.Path(config.teacher.head_weights)
     identity = _head_identity(config, checkpoints.fingerprint(frozen))
-    trained = checkpoints.load_params(pathlib.Path(config.teacher.head_weights), learned, identity)
+    told = _head_identity(load_config(folder), None) if (folder / CONFIG_FILE).is_file() else {}
+    trained = checkpoints.load_params(folder, learned, identity, told=told)
     trained = jax.device_put(trained, sharding.fsdp_sharding(trained, mesh))
     return nnx.merge_state(frozen, trained)
 

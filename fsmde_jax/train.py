@@ -4,12 +4,16 @@ One loop serves all tasks of `tasks.py`. The state is a pure pytree, split once 
 modules; the jitted step takes it donated and the frozen parts (teacher, foundation model) beside.
 """
 
+import contextlib
 import functools
+import hashlib
+import itertools
 import json
 import logging
 import pathlib
 import signal
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -18,15 +22,31 @@ import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import Mesh
-from jaxtyping import Array
+from jaxtyping import Array, UInt8
 from ml_collections import ConfigDict
-from tensorboardX import SummaryWriter
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto import event_pb2
 
-from fsmde_jax import checkpoints, compiler, evaluate, sharding, tasks, teacher_targets
-from fsmde_jax.data import pipeline
-from fsmde_jax.state import Model, TrainState, init_state, place_model
+from fsmde_jax import (
+    checkpoints,
+    compiler,
+    evaluate,
+    files,
+    fork,
+    sharding,
+    tasks,
+    teacher_targets,
+)
+from fsmde_jax import config as config_lib
+from fsmde_jax.config import ConfigError
+from fsmde_jax.data import pipeline, prepared
+from fsmde_jax.state import Model, TrainState, init_state, load_trained, place_model
 
 log = logging.getLogger(__name__)
+
+LOCK = "lock"  # in a run's folder
+NOT_FINITE = "not_finite"
 
 Scalars = dict[str, Array]
 
@@ -96,6 +116,8 @@ def make_train_step(
             batch_stats=stats,
             opt_state=opt_state,
             ema=state.ema and optax.incremental_update(params, state.ema, 1 - ema_decay),
+            ema_batch_stats=state.ema_batch_stats
+            and optax.incremental_update(stats, state.ema_batch_stats, 1 - ema_decay),
             halted=halted,
         )
         # After a loss that is not finite the state stays the one that produced it.
@@ -122,19 +144,42 @@ def make_train_step(
 def train(config: ConfigDict, workdir: pathlib.Path) -> int | None:
     """Trains to the end, going on from the last checkpoint in `workdir`.
 
+    Until everything is checked nothing in `workdir` is changed. Raises `UserError` where it is
+    another run's, or another process trains in it.
+
     Returns None when done, or the number of the signal that interrupted it (state saved).
     """
-    with StopSignal() as stop:
+    with _owned(workdir), StopSignal() as stop:
         return _train(config, workdir, stop)
 
 
+@contextlib.contextmanager
+def _owned(workdir: pathlib.Path) -> Iterator[None]:
+    """Holds the lock of a run's folder; one that a refused start made is removed again."""
+    if workdir.exists() and not workdir.is_dir():
+        raise ConfigError(f"{workdir} is a file: choose another --workdir")
+    if jax.process_index() > 0:
+        yield
+        return
+    new = not workdir.exists()
+    try:
+        with files.locked(workdir / LOCK, f"training into {workdir}", remove=True):
+            yield
+    finally:
+        if new and workdir.is_dir() and not any(workdir.iterdir()):
+            workdir.rmdir()
+
+
 def _train(config: ConfigDict, workdir: pathlib.Path, stop: "StopSignal") -> int | None:
-    # ---------------------------------------------------------------- devices, logs, data
+    # ---------------------------------------------------------------- devices, data
     mesh = sharding.make_mesh(config.mesh)
     batches_on = sharding.batch_sharding(mesh)
-    workdir.mkdir(parents=True, exist_ok=True)
-    if jax.process_index() == 0:
-        (workdir / "config.json").write_text(config.to_json_best_effort(indent=2) + "\n")
+    newest = checkpoints.latest_step(workdir)
+    config_lib.refuse_other_config(config, workdir, started=newest is not None)
+    if newest is not None and newest > config.train.steps:
+        raise ConfigError(
+            f"config.train.steps={config.train.steps}, but {workdir} is at step {newest} already"
+        )
     source, cameras = pipeline.open_data(config.data, config.data.train_split)
     images_per_step = config.data.batch_size * len(cameras)
 
@@ -142,25 +187,30 @@ def _train(config: ConfigDict, workdir: pathlib.Path, stop: "StopSignal") -> int
     task = tasks.make_task(config)
     model = Model(task, config.seed)
     frozen, teacher_state, teacher_name = place_model(config, model, mesh)
-    if config.task == "student" and config.student.encoder_weights:
-        params, batch_stats = model.init_from_encoder(config.student.encoder_weights)
-    elif config.teacher.start_weights:
-        params, batch_stats = tasks.load_foundation(config, mesh), model.batch_stats
-    else:
-        params, batch_stats = model.init()
-    if config.task == "teacher_head" and config.teacher.train_neck:
-        params = tasks.with_pretrained_neck(config, params, mesh)
-    ema = config.optimizer.ema_decay > 0
-    state = init_state(params, batch_stats, make_optimizer(config), ema)
-    state = jax.device_put(state, sharding.replicated(mesh))
     log.info(
         "%s: %s trained, %s frozen beside it (%s), on %s",
         config.name,
-        _millions(state.params),
+        _millions(model.params),
         _millions([frozen, teacher_state]),
         teacher_name or "no teacher",
         _describe(mesh),
     )
+
+    # ---------------------------------------------------------------- own checkpoint, or a start
+    identity = _identity(config, teacher_name, source)
+    saver = checkpoints.Checkpoints(workdir, config.train.keep_checkpoints, identity)
+    new_state = functools.partial(
+        init_state, optimizer=make_optimizer(config), ema=config.optimizer.ema_decay > 0
+    )
+    shapes = jax.eval_shape(new_state, model.params, model.batch_stats)
+    first_step = 0
+    if restored := saver.restore(shapes.items()):
+        first_step, items = restored
+        state = shapes.with_items(items)
+        log.info("%s: going on after step %d", config.name, first_step)
+    else:
+        state = new_state(*_start_weights(config, model, workdir, mesh))
+    state = jax.device_put(state, sharding.replicated(mesh))
 
     # ---------------------------------------------------------------- input
     stored = None
@@ -174,30 +224,27 @@ def _train(config: ConfigDict, workdir: pathlib.Path, stop: "StopSignal") -> int
         with_dense=task.needs_dense_depth,
         with_prepared=config.teacher.image == "prepared" and stored is None,
         stored=stored,
+        first_step=first_step,
     )
-
-    # ---------------------------------------------------------------- own checkpoint
-    saver = checkpoints.Checkpoints(
-        workdir, config.train.keep_checkpoints, tasks.identity(config, teacher_name)
-    )
-    first_step = 0
-    restored = saver.restore(state.items(), iterator)
-    if restored:
-        first_step, items = restored
-        state = state.with_items(items)
-        log.info("%s: going on after step %d", config.name, first_step)
+    batches = iterator
+    if first_step < config.train.steps:
+        batches = itertools.chain([next(iterator)], iterator)  # read now: data is checked, too
 
     # ---------------------------------------------------------------- loop
+    if jax.process_index() == 0:
+        config_lib.save_config(config, workdir)
     train_step = make_train_step(config, task, model, mesh)
     writer = MetricsWriter(workdir, first_step)
     timer = Timer(config.train.steps, images_per_step)
+    check = functools.partial(_check_finite, config, workdir, identity, source)
     pending = None  # the last step's loss, looked at one step later so that devices never wait
     step = first_step
     for step in range(first_step + 1, config.train.steps + 1):
-        batch = next(iterator)
-        state, scalars = train_step(state, frozen, teacher_state, batch)
+        batch = next(batches)
+        with _told(config.name) if step == first_step + 1 else contextlib.nullcontext():
+            state, scalars = train_step(state, frozen, teacher_state, batch)
         if pending is not None:
-            _check_finite(pending, state, iterator, source, workdir)
+            check(pending, state)
         pending = (step, scalars["loss"], scalars["grad_norm"], batch["sample_index"])
         timer.tick(step)
         if step % config.train.log_every == 0 or step == config.train.steps:
@@ -207,37 +254,81 @@ def _train(config: ConfigDict, workdir: pathlib.Path, stop: "StopSignal") -> int
         if stop.signal_number or step == config.train.steps:
             break
         if step % config.train.checkpoint_every == 0:
-            _check_finite(pending, state, iterator, source, workdir)
-            saver.save(step, state.items(), iterator)
+            check(pending, state)
+            saver.save(step, state.items())
         if config.train.eval_every and step % config.train.eval_every == 0:
             mean = evaluate.evaluate_state(config, task, model, state, frozen, mesh)["mean"]
             writer.write(step, "eval", mean)
             log.info("%s: step %d, validation %s", config.name, step, mean)
     if pending is not None:
-        _check_finite(pending, state, iterator, source, workdir)
-    saver.save(step, state.items(), iterator)
+        check(pending, state)
+    saver.save(step, state.items())
     saver.close()
     writer.close()
     iterator.close()
     if config.task == "foundation" and step == config.train.steps and jax.process_index() == 0:
-        tasks.save_foundation(config, state.ema or state.params, workdir / "weights")
+        tasks.save_foundation(config, state.averaged()[0], workdir / "weights")
     if step < config.train.steps:
         log.info("%s: stopped after step %d; the same command goes on", config.name, step)
         return stop.signal_number
     return None
 
 
-def _check_finite(pending, state, iterator, source, workdir) -> None:
+def _identity(
+    config: ConfigDict, teacher: str | None, source: prepared.PreparedSplit
+) -> dict[str, Any]:
+    """What a checkpoint must share with a run to go on with it."""
+    scenes = hashlib.sha256(json.dumps(source.scenes).encode()).hexdigest()[:8]
+    return tasks.identity(config, teacher) | {
+        "optimizer": config.optimizer.name,
+        "ema": config.optimizer.ema_decay > 0,
+        "data": f"{len(source)} samples of {len(source.scenes)} scenes ({scenes})",
+    }
+
+
+def _start_weights(
+    config: ConfigDict, model: Model, workdir: pathlib.Path, mesh: Mesh
+) -> tuple[Any, Any]:
+    """(parameters, batch statistics) before the first step."""
+    if (forked_from := workdir / fork.FOLDER).is_dir():
+        made_with = config_lib.load_config(forked_from)
+        return load_trained(made_with, model, forked_from, {"task": config.task})
+    if config.task == "student" and config.student.encoder_weights:
+        params, batch_stats = model.init_from_encoder(config.student.encoder_weights)
+    elif config.teacher.start_weights:
+        params, batch_stats = tasks.load_foundation(config, mesh), model.batch_stats
+    else:
+        params, batch_stats = model.init()
+    if config.task == "teacher_head" and config.teacher.train_neck:
+        params = tasks.with_pretrained_neck(config, params, mesh)
+    return params, batch_stats
+
+
+@contextlib.contextmanager
+def _told(name: str) -> Iterator[None]:
+    """Says that the step is being compiled, which is long and silent, and how long it took."""
+    log.info("%s: compiling the training step, once: seconds to minutes of silence", name)
+    began = time.monotonic()
+    yield
+    log.info("%s: compiled in %.0f s", name, time.monotonic() - began)
+
+
+def _check_finite(config, workdir, identity, source, pending, state) -> None:
     """Stops at a loss or gradient that is not finite; the state before it is saved."""
     step, loss, grad_norm, sample_index = pending
     if np.isfinite(jax.device_get(loss)) and np.isfinite(jax.device_get(grad_norm)):
         return
     indices = [int(i) for shard in sample_index.addressable_shards for i in shard.data]
     sample_ids = [source[i]["sample_id"] for i in sorted(set(indices))]
-    folder = workdir / "not_finite"
-    saver = checkpoints.Checkpoints(folder, 1, {"step": step, "sample_ids": sample_ids})
-    saver.save(step - 1, state.items(), iterator)
+    folder = workdir / NOT_FINITE
+    # Going on from the same checkpoint comes to the same step; of another one both are kept.
+    if checkpoints.latest_step(folder) not in (None, step - 1) and jax.process_index() == 0:
+        files.set_aside(folder, "earlier")
+    saver = checkpoints.Checkpoints(folder, 1, identity | {"not_finite_on": sample_ids})
+    saver.save(step - 1, state.items())
     saver.close()
+    if jax.process_index() == 0:
+        config_lib.save_config(config, folder, run=workdir)
     raise FloatingPointError(
         f"step {step}: loss {float(loss)}, gradient norm {float(grad_norm)}, on the samples "
         f"{sample_ids}. The state before that step is saved in {folder}. Lower "
@@ -278,10 +369,27 @@ class MetricsWriter:
         self._main = jax.process_index() == 0
         if not self._main:
             return
-        lines = self._path.read_text().splitlines() if self._path.exists() else []
-        kept = [line for line in lines if _step_of(line) <= first_step]
-        self._path.write_text("".join(line + "\n" for line in kept))
-        self._events = SummaryWriter(str(workdir), purge_step=first_step + 1)
+        self._keep(first_step)
+        # Not tensorboardX's SummaryWriter: a full disk ends its thread, and then it waits forever.
+        self._events = EventsWriter(str(workdir / "events"))
+        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        self._event(first_step + 1, session_log=start)  # hides what was written past it
+
+    def _keep(self, first_step: int) -> None:
+        """Leaves the lines to `first_step`; where others can't be read, the file is set aside."""
+        content = self._path.read_bytes() if self._path.exists() else b""
+        whole, _, _ = content.rpartition(b"\n")  # a kill cuts the last line short
+        lines = whole.split(b"\n") if whole else []
+        steps = [_step_of(line) for line in lines]
+        if first_step and not lines:
+            log.warning("%s is missing: the lines before step %d are lost", self._path, first_step)
+        if None in steps:
+            aside = files.set_aside(self._path, "damaged")
+            log.warning("%d lines of %s cannot be read", steps.count(None), aside)
+        pairs = zip(lines, steps, strict=True)
+        kept = [line + b"\n" for line, step in pairs if step is not None and step <= first_step]
+        with files.replacing(self._path) as partial:
+            partial.write_bytes(b"".join(kept))
 
     def write(self, step: int, kind: str, scalars: dict[str, Any]) -> None:
         """One line; `kind` is "train", "speed" or "eval"."""
@@ -291,7 +399,17 @@ class MetricsWriter:
         with self._path.open("a") as file:
             file.write(json.dumps({"step": step, "kind": kind, **values}) + "\n")
         for name, value in values.items():
-            self._events.add_scalar(f"{kind}/{name}", value, step)
+            self._event(step, summary=summary.scalar(f"{kind}/{name}", value))
+        self._events.flush()
+
+    def show(self, step: int, name: str, picture: UInt8[np.ndarray, "h w 3"]) -> None:
+        """A picture for TensorBoard."""
+        if self._main:
+            self._event(step, summary=summary.image(name, picture, dataformats="HWC"))
+            self._events.flush()
+
+    def _event(self, step: int, **content: Any) -> None:
+        self._events.write_event(event_pb2.Event(wall_time=time.time(), step=step, **content))
 
     def close(self) -> None:
         """Flushes the event file."""
@@ -299,12 +417,12 @@ class MetricsWriter:
             self._events.close()
 
 
-def _step_of(line: str) -> int | float:
-    """The step of a line of metrics.jsonl; a line cut short by a kill counts as past the end."""
+def _step_of(line: bytes) -> int | None:
+    """The step of a line of metrics.jsonl; None for one that is damaged."""
     try:
-        return json.loads(line)["step"]
-    except (json.JSONDecodeError, KeyError):
-        return float("inf")
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
 
 
 class Timer:

@@ -184,6 +184,7 @@ def test_an_adapter_is_trained_evaluated_around_and_left_out_of_the_student(conf
     depth_m = student(image, intrinsics, jnp.ones((1, 2), bool)).depth_m
     assert (depth_m > 0.1).all() and (depth_m < 200).all()
     assert "student" in evaluate.evaluate_run(feature, workdir)
+    (workdir / "config.json").unlink()  # that would be refused before
     with pytest.raises(checkpoints.CheckpointError, match="feature_adapter is True"):
         train.train(with_arm(config, "ckd"), workdir)
     assert checkpoints.latest_step(workdir) == 2

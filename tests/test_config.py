@@ -1,3 +1,4 @@
+import json
 import pathlib
 import runpy
 import subprocess
@@ -74,6 +75,7 @@ def test_nuscenes_differs_from_ddad_in_the_data_alone(variant):
         ("data.zoom", 0.5, r"config\.data\.zoom"),
         ("evaluation.protocol", "monodepth", r"config\.evaluation\.protocol"),
         ("train.log_every", 0, r"config\.train\.log_every"),
+        ("train.keep_checkpoints", 0, r"config\.train\.keep_checkpoints"),
     ],
 )
 def test_values_that_make_no_sense_are_refused_by_key(key, value, message):
@@ -215,3 +217,61 @@ def test_a_run_of_another_version_is_named(tmp_path):
     (tmp_path / "config.json").write_text(config.to_json_best_effort())
     with pytest.raises(config_lib.ConfigError, match="written by another version"):
         config_lib.load_config(tmp_path)
+
+
+def test_what_a_run_may_go_on_with_and_what_not(tmp_path):
+    config = tiny_config("data")
+    config_lib.save_config(config, tmp_path)
+    for key, value in {
+        "name": "other",
+        "train.steps": 99,
+        "train.log_every": 7,
+        "train.checkpoint_every": 7,
+        "train.keep_checkpoints": 7,
+        "train.eval_every": 7,
+        "evaluation.protocol": "packnet",
+        "data.data_dir": "elsewhere",
+        "data.eval_batch_size": 16,
+        "data.num_workers": 2,
+        "data.num_threads": 3,
+        "mesh.fsdp": 2,
+        "teacher.cache_dir": "elsewhere",
+        "teacher.head_weights": "elsewhere",
+    }.items():
+        config.update_from_flattened_dict({key: value})
+        config_lib.refuse_other_config(config, tmp_path, started=True)
+    config.seed, config.data.jitter = 1, 0.5
+    config_lib.refuse_other_config(config, tmp_path, started=False)  # nothing to lose yet
+    with pytest.raises(
+        config_lib.ConfigError,
+        match=r"run of another config: seed is 0 there, 1 in the config; data\.jitter is 0\.2 "
+        r"there, 0\.5 in the config\. .*--fork=NEW_WORKDIR",
+    ):
+        config_lib.refuse_other_config(config, tmp_path, started=True)
+
+
+def test_a_key_that_came_after_a_run_had_its_default_then(tmp_path):
+    config = tiny_config("data")
+    values = json.loads(config.to_json_best_effort())
+    del values["data"]["zoom"]
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    config_lib.refuse_other_config(config, tmp_path, started=True)
+    config.data.zoom = 1.5
+    with pytest.raises(config_lib.ConfigError, match=r"data\.zoom is 1\.0 there, 1\.5"):
+        config_lib.refuse_other_config(config, tmp_path, started=True)
+
+
+def test_only_paths_into_a_run_are_relative_to_it(tmp_path):
+    config = tiny_config("data")
+    (tmp_path / "run" / "teacher_head").mkdir(parents=True)
+    (tmp_path / "head").mkdir()
+    config.teacher.head_weights = str(tmp_path / "head")
+    config.teacher.cache_dir = str(tmp_path / "run" / "cache")
+    config_lib.save_config(config, tmp_path / "run")
+    values = json.loads((tmp_path / "run" / "config.json").read_text())["teacher"]
+    assert (values["head_weights"], values["cache_dir"]) == (str(tmp_path / "head"), "cache")
+    (tmp_path / "run" / "cache").mkdir()
+    found = config_lib.load_config(tmp_path / "run").teacher
+    assert found.head_weights == str(tmp_path / "head")
+    assert found.cache_dir == str(tmp_path / "run" / "cache")
+    assert config.teacher.cache_dir == str(tmp_path / "run" / "cache")  # as it was

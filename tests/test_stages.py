@@ -1,18 +1,20 @@
 import json
 import pathlib
 import runpy
+import shutil
 
 import jax
 import numpy as np
 import pytest
 
 from fsmde_jax import checkpoints, evaluate, sharding, stages, tasks, train
+from fsmde_jax import config as config_lib
 from fsmde_jax.config import ConfigError
 from fsmde_jax.data.world import WorldError
 from fsmde_jax.errors import UserError
 from fsmde_jax.models.mini import MiniConfig
 from fsmde_jax.models.weights import SHIPPED, WeightsError, read_foundation_config
-from fsmde_jax.state import Model, place_model
+from fsmde_jax.state import Model, TrainState, load_student, load_trained, place_model
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 DEMO = runpy.run_path(str(CONFIGS / "demo.py"))
@@ -31,6 +33,7 @@ def shrink(config, data_dir):
     config.objective.vrkd_grid = (2, 4)
     config.bins.num_bins = 8
     config.train.steps = 2
+    config.train.checkpoint_every = 1
     config.evaluation.pictures = 1
     return config
 
@@ -62,6 +65,63 @@ def test_the_demo_goes_from_nothing_to_a_table(run):
     assert list((workdir / "report").glob("*.png"))
     head = json.loads((workdir / "teacher_head" / "config.json").read_text())
     assert (head["task"], head["teacher"]["weights"]) == ("teacher_head", "mini-world")
+
+
+def test_a_run_goes_on_wherever_it_is_moved(run, tmp_path, monkeypatch):
+    _, workdir = run
+    assert json.loads((workdir / "config.json").read_text())["teacher"]["head_weights"] == (
+        "teacher_head"
+    )
+    moved = shutil.copytree(workdir, tmp_path / "elsewhere" / "moved")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    found = config_lib.load_config(pathlib.Path("moved"))
+    assert found.teacher.head_weights == "moved/teacher_head"
+    assert load_student(found, pathlib.Path("moved"))
+    of_before = json.loads((moved / "config.json").read_text())
+    for named in ("runs/demo/teacher_head", "/gone/teacher_head"):
+        of_before["teacher"]["head_weights"] = named
+        (moved / "config.json").write_text(json.dumps(of_before))
+        assert config_lib.load_config(moved).teacher.head_weights == str(moved / "teacher_head")
+    found = config_lib.load_config(moved)
+    _, teacher, _ = place_model(
+        found, Model(tasks.make_task(found), 0), sharding.make_mesh(found.mesh)
+    )
+    assert "head" in teacher
+    config_lib.save_config(found, moved / "not_finite", run=moved)
+    assert config_lib.load_config(moved / "not_finite").teacher.head_weights == str(
+        moved / "not_finite" / ".." / "teacher_head"
+    )
+
+
+def test_statistics_are_averaged_with_the_weights_and_that_is_what_is_loaded(run, tmp_path):
+    config, workdir = run
+    decay = config.optimizer.ema_decay
+    assert 0 < decay < 1
+    before = shutil.copytree(workdir, tmp_path / "before")
+    shutil.rmtree(before / "checkpoints" / "2")
+    model = Model(tasks.make_task(config), config.seed)
+
+    def load(folder, item):
+        shapes = model.batch_stats if "stats" in item else model.params
+        return checkpoints.load_params(folder, shapes, {"task": "student"}, item)
+
+    for average, item in (("ema", "params"), ("ema_batch_stats", "batch_stats")):
+        jax.tree.map(
+            lambda now, before, new: np.testing.assert_allclose(
+                now, decay * before + (1 - decay) * new, rtol=1e-5, atol=1e-6
+            ),
+            load(workdir, average),
+            load(before, average),
+            load(workdir, item),
+        )
+    loaded = load_trained(config, model, workdir, {"task": "student"})
+    expected = (load(workdir, "ema"), load(workdir, "ema_batch_stats"))
+    jax.tree.map(np.testing.assert_array_equal, loaded, expected)
+    params, batch_stats = load(workdir, "params"), load(workdir, "batch_stats")
+    state = TrainState(0, params, batch_stats, None, *expected, False)
+    assert all(a is b for a, b in zip(state.averaged(), expected, strict=True))
+    state = state.replace(ema=None, ema_batch_stats=None)
+    assert state.averaged() == (params, batch_stats)
 
 
 def test_an_arm_without_teacher_trains_no_head(run, tmp_path):

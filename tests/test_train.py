@@ -1,10 +1,12 @@
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
 import sys
 import time
+import types
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +14,22 @@ import numpy as np
 import pytest
 from tiny_run import prepare_recording, tiny_config
 
-from fsmde_jax import checkpoints, evaluate, scoring, sharding, state, tasks, train, trivial
+from fsmde_jax import (
+    checkpoints,
+    evaluate,
+    files,
+    fork,
+    process,
+    scoring,
+    sharding,
+    state,
+    tasks,
+    train,
+    trivial,
+)
+from fsmde_jax import config as config_lib
 from fsmde_jax.data import pipeline
+from fsmde_jax.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +62,7 @@ def test_nothing_reaches_the_teacher_and_it_is_in_no_checkpoint(config, finished
     saved = sum(f.stat().st_size for f in (finished / "checkpoints").rglob("*") if f.is_file())
     teacher_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(teacher))
     names = {p.name for p in (finished / "checkpoints" / "6").iterdir()}
-    assert names >= {"params", "batch_stats", "optimizer", "iterator", "identity"}
+    assert names >= {"params", "batch_stats", "optimizer", "identity", "checksums.json"}
     assert not any("teacher" in name for name in names)
     assert teacher_bytes > 0 and saved > 0
 
@@ -122,18 +138,180 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(config, finished, tmp
     assert read_metrics(tmp_path / "run") == read_metrics(finished)
 
 
+def content(folder):
+    return {p.relative_to(folder): p.is_file() and p.read_bytes() for p in folder.rglob("*")}
+
+
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("changes", "message"),
     [
-        (lambda c: c.student.update(canonical_focal_px=50.0), r"student is .*60\.0.*50\.0"),
-        (lambda c: c.teacher.update(binning="soft"), r"dpt_tiny/head .*dpt_tiny/soft "),
+        (
+            {"optimizer.name": "muon"},
+            r"optimizer\.name is 'adamw' there, 'muon' in the config.*--fork=NEW_WORKDIR",
+        ),
+        (
+            {"optimizer.learning_rate": 0.1, "data.batch_size": 16, "train.steps": 99},
+            r"config: data\.batch_size is 8 there, 16 in the config; optimizer\.learning_rate is "
+            r"0\.0003 there, 0\.1 in the config\. ",
+        ),
+        ({"optimizer.ema_decay": 0.9}, r"optimizer\.ema_decay is 0\.0 there, 0\.9"),
+        ({"objective.vrkd": 0.0}, r"objective\.vrkd is 1\.0 there, 0\.0"),
+        ({"student.canonical_focal_px": 50.0}, r"canonical_focal_px is 60\.0 there, 50\.0"),
+        ({"data.data_dir": "nowhere"}, "nowhere"),
+        ({"train.steps": 4}, r"config\.train\.steps=4, but .* is at step 6"),
     ],
 )
-def test_a_checkpoint_of_another_model_or_teacher_is_refused(config, finished, change, message):
+def test_a_refused_start_leaves_the_run_as_it_was(config, finished, changes, message):
     other = config.copy_and_resolve_references()
-    change(other)
-    with pytest.raises(checkpoints.CheckpointError, match=message):
+    other.update_from_flattened_dict(changes)
+    before = content(finished)
+    with pytest.raises(UserError, match=message):
         train.train(other, finished)
+    assert content(finished) == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"student.canonical_focal_px": 50.0}, r"student is .*60\.0.*50\.0"),
+        ({"teacher.binning": "soft"}, r"dpt_tiny/head .*dpt_tiny/soft "),
+    ],
+)
+def test_without_its_config_a_checkpoint_says_what_it_is_of(
+    config, finished, tmp_path, changes, message
+):
+    workdir = shutil.copytree(finished, tmp_path / "run")
+    (workdir / "config.json").unlink()
+    other = config.copy_and_resolve_references()
+    other.update_from_flattened_dict(changes)
+    before = content(workdir)
+    with pytest.raises(checkpoints.CheckpointError, match=message):
+        train.train(other, workdir)
+    assert content(workdir) == before
+
+
+def test_a_checkpoint_says_with_which_data_and_optimizer_it_was_trained(config, finished):
+    other = config.copy_and_resolve_references()
+    other.optimizer.name, other.optimizer.ema_decay = "muon", 0.5
+    saved = json.loads((finished / "checkpoints" / "6" / "identity" / "metadata").read_text())
+    source = pipeline.open_data(config.data, "val")[0]
+    identity = train._identity(other, saved["teacher"], source)
+    message = (
+        r"optimizer is 'adamw' in the checkpoint, 'muon' in the config; ema is False .*, True .*; "
+        r"data is '6 samples of 2 scenes \(\w+\)' in the checkpoint, '3 samples of 1 scenes"
+    )
+    with pytest.raises(checkpoints.CheckpointError, match=message):
+        checkpoints.Checkpoints(finished, 2, identity).restore({})
+
+
+def test_two_trainings_in_one_folder_are_refused(config, finished):
+    before = content(finished)
+    with files.locked(finished / train.LOCK, "training", remove=True):
+        locked = content(finished)
+        with pytest.raises(UserError, match=rf"lock: process {os.getpid()} on \S+ is training"):
+            train.train(config, finished)
+        assert content(finished) == locked
+    assert content(finished) == before
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"teacher": 1}', "[" * 100_000, "not JSON"])
+def test_a_damaged_config_is_one_line_and_stays(text, config, finished, tmp_path):
+    """So is a user's own config.json in what is named as --workdir."""
+    workdir = shutil.copytree(finished, tmp_path / "run")
+    (workdir / "config.json").write_text(text)
+    for start in (lambda: train.train(config, workdir), lambda: config_lib.load_config(workdir)):
+        with pytest.raises(UserError, match=r"run/config\.json") as caught:
+            start()
+        assert len(str(caught.value).splitlines()) == 1
+    assert (workdir / "config.json").read_text() == text
+
+
+def test_a_refused_first_start_leaves_no_folder(config, tmp_path):
+    other = config.copy_and_resolve_references()
+    other.data.data_dir = "nowhere"
+    with pytest.raises(UserError, match="nowhere"):
+        train.train(other, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_metrics_are_rewritten_whole_and_what_cannot_be_read_is_kept(tmp_path, caplog):
+    lines = ['{"step": 1}', '{"step": 2}', '{"stop": 3}', '{"step": 4}', '{"st']
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
+    writer = train.MetricsWriter(tmp_path, 3)
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1}\n{"step": 2}\n'
+    assert (tmp_path / "metrics.jsonl.damaged").read_text() == "\n".join(lines)
+    assert "1 lines of" in caplog.text
+    writer.write(4, "train", {"loss": 0.5})
+    writer.show(4, "ring", np.zeros((2, 3, 3), np.uint8))
+    writer.close()
+    assert (tmp_path / "metrics.jsonl").read_text().endswith('"kind": "train", "loss": 0.5}\n')
+    (events,) = tmp_path.glob("events.*")
+    assert b"train/loss" in events.read_bytes() and b"ring" in events.read_bytes()
+    (tmp_path / "metrics.jsonl").unlink()
+    train.MetricsWriter(tmp_path, 3).close()
+    assert "the lines before step 3 are lost" in caplog.text
+
+
+def test_a_full_disk_ends_events_with_an_error_and_not_in_silence(tmp_path):
+    writer = train.MetricsWriter(tmp_path, 0)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+    try:
+        with pytest.raises(SystemExit, match="file is larger"), process.errors_as_lines():
+            for step in range(100):
+                writer.show(step, "ring", np.zeros((64, 64, 3), np.uint8))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_a_batch_is_a_function_of_the_step_whatever_reads_it(config, monkeypatch):
+    """From its number on as after those before it; of two processes each has its share of it."""
+    alone = sharding.batch_sharding(sharding.make_mesh(config.mesh))
+    monkeypatch.setattr(pipeline, "put_on_devices", lambda batch, sharding: batch)
+
+    def batches(count, first_step=0):
+        iterator = pipeline.train_batches(config.data, 3, alone, first_step=first_step)
+        found = [next(iterator) for _ in range(count)]
+        iterator.close()
+        return found
+
+    expected = batches(3)
+    for found, one in zip(batches(2, first_step=1), expected[1:], strict=True):
+        jax.tree.map(np.testing.assert_array_equal, found, one)
+    monkeypatch.setattr(pipeline.jax, "process_count", lambda: 2)
+    for number in (0, 1):
+        monkeypatch.setattr(pipeline.jax, "process_index", lambda number=number: number)
+        (share,) = batches(1, first_step=2)
+        jax.tree.map(
+            np.testing.assert_array_equal,
+            share,
+            jax.tree.map(lambda leaf, number=number: leaf[number::2], expected[2]),
+        )
+
+
+def test_a_fork_starts_from_what_a_run_measures_and_needs_it_no_more(config, finished, tmp_path):
+    old = shutil.copytree(finished, tmp_path / "old")
+    before, new = content(old), tmp_path / "new"
+    fork.fork(old, new)
+    assert content(old) == before
+    shutil.rmtree(old)
+    about = json.loads((new / "forked_from" / "about.json").read_text())
+    assert about == {"run": str(old), "step": 6}
+    other = config.copy_and_resolve_references()
+    other.optimizer.update({"name": "muon", "learning_rate": 0.1, "ema_decay": 0.5})
+    model = state.Model(tasks.make_task(other), other.seed)
+    mesh = sharding.make_mesh(other.mesh)
+    found = train._start_weights(other, model, new, mesh)
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        found,
+        state.load_trained(config, model, finished, {"task": "student"}),
+    )
+    fork.fork(old, new)  # the same command goes on
+    with pytest.raises(UserError, match=r"is a fork of .*old, not of .*finished"):
+        fork.fork(finished, new)
+    with pytest.raises(UserError, match="is there already"):
+        fork.fork(finished, finished)
 
 
 def test_a_loss_that_is_not_finite_stops_with_the_sample_ids(config, tmp_path, monkeypatch):
@@ -149,7 +327,30 @@ def test_a_loss_that_is_not_finite_stops_with_the_sample_ids(config, tmp_path, m
     with pytest.raises(FloatingPointError, match=r"step 1: loss .*000001/00000.*not_finite"):
         train.train(config, tmp_path)
     assert signal.getsignal(signal.SIGINT) == before  # Ctrl-C means what it did
-    assert (tmp_path / "not_finite" / "checkpoints" / "0").is_dir()
+    folder = tmp_path / "not_finite"
+    found = config_lib.load_config(folder)
+    assert found.data.to_dict() == config.data.to_dict()
+    saved = json.loads((folder / "checkpoints" / "0" / "identity" / "metadata").read_text())
+    model = state.Model(tasks.make_task(found), found.seed)
+    identity = tasks.identity(found, saved["teacher"])  # as an evaluation asks for
+    assert jax.tree.leaves(state.load_trained(found, model, folder, identity))
+    assert state.load_student(found, folder)
+
+
+def test_the_state_of_an_earlier_step_that_was_not_finite_is_kept(config, tmp_path):
+    found = {"params": {"a": np.ones(3, np.float32)}}
+    for step in (5, 9, 9):
+        with pytest.raises(FloatingPointError):
+            train._check_finite(
+                config,
+                tmp_path,
+                {"task": "student"},
+                [],
+                (step, np.float32(np.nan), np.float32(1), jnp.zeros(0, jnp.int32)),
+                types.SimpleNamespace(items=lambda: found),
+            )
+    names = {str(path.relative_to(tmp_path)) for path in tmp_path.glob("not_finite*/checkpoints/*")}
+    assert names == {"not_finite.earlier/checkpoints/4", "not_finite/checkpoints/8"}
 
 
 def test_evaluation_reads_the_checkpoint_and_writes_the_report(config, finished):

@@ -59,8 +59,11 @@ def train_batches(
     with_dense: bool = False,
     with_prepared: bool = False,
     stored: TeacherCache | None = None,
+    first_step: int = 0,
 ) -> grain.DatasetIterator:
-    """Endless shuffled, augmented batches; the iterator's state can be saved and restored.
+    """Endless shuffled, augmented batches, each a function of the seed and its number.
+
+    How many processes read or train changes nothing but where in a batch a sample is.
 
     Args:
       config: the run's `data` section.
@@ -69,6 +72,7 @@ def train_batches(
       with_dense: also `dense_depth_m`.
       with_prepared: also `teacher_image`.
       stored: also the teacher's outputs in this cache.
+      first_step: how many batches are left out, since a run has had them.
     """
     source, cameras = open_data(config, config.train_split)
     if not with_dense and not source.rig["max_points_per_image"]:
@@ -85,8 +89,9 @@ def train_batches(
     dataset = (
         grain.MapDataset.source(training_samples(source, config))
         .seed(seed)
-        .shuffle()[jax.process_index() :: jax.process_count()]
+        .shuffle()
         .repeat()
+        .map(int)  # Grain's seeds of the draws below count the nodes from here to them
         .map(functools.partial(read_sample, source))
         .map(functools.partial(hide_labels, labelled=labelled_samples(source, config)))
         .map(functools.partial(shrink, factor=config.downscale, keep_prepared=with_prepared))
@@ -94,10 +99,12 @@ def train_batches(
         .random_map(functools.partial(augment_sample, config=config.to_dict()))
         .map(add_neighbours)
         .map(functools.partial(add_stored, cache=stored))
+        .slice(slice(jax.process_index(), None, jax.process_count()))
         .batch(
             _per_process(config.batch_size, "config.data.batch_size", sharding),
             drop_remainder=True,  # there is none; but an endless length plus one overflows
         )
+        .slice(slice(first_step, None))
     )
     return iter(_to_devices(dataset, config, sharding))
 
