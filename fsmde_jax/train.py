@@ -22,7 +22,7 @@ from jaxtyping import Array
 from ml_collections import ConfigDict
 from tensorboardX import SummaryWriter
 
-from fsmde_jax import checkpoints, compiler, evaluate, sharding, tasks, teacher_targets
+from fsmde_jax import checkpoints, compiler, evaluate, example, sharding, tasks, teacher_targets
 from fsmde_jax.data import pipeline
 from fsmde_jax.state import Model, TrainState, init_state, place_model
 
@@ -135,6 +135,7 @@ def _train(config: ConfigDict, workdir: pathlib.Path, stop: "StopSignal") -> int
     workdir.mkdir(parents=True, exist_ok=True)
     if jax.process_index() == 0:
         (workdir / "config.json").write_text(config.to_json_best_effort(indent=2) + "\n")
+        example.write(config, workdir)
     source, cameras = pipeline.open_data(config.data, config.data.train_split)
     images_per_step = config.data.batch_size * len(cameras)
 
