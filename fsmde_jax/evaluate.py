@@ -164,8 +164,9 @@ def evaluate_run(
     Returns the figures by method. Raises `UserError` where `out` holds other files, or the report
     of another run: one of this run is written anew.
     """
-    out, run = out or workdir / "report", config.name
-    results.refuse_foreign(out, run)
+    out, run = out or workdir / "report", f"{config.name} in {workdir.resolve().name}"
+    in_run = workdir.resolve() in out.resolve().parents
+    results.refuse_foreign(out, None if in_run else run)
     mesh = sharding.make_mesh(config.mesh)
     task = tasks.make_task(config)
     model = Model(task, config.seed)

@@ -96,18 +96,19 @@ def new_folder(path: Path) -> Iterator[Path]:
     Raises `UserError` where `path` has something in it, since nothing is overwritten, and where it
     cannot be written.
     """
+    path = path.resolve()
     refuse_occupied(path)
     partial = unfinished(path)
     _make_parent(path)
     with locked(partial.with_name(f"{partial.name}.lock"), f"writing {path}", remove=True):
         _remove_ours(partial)
-        partial.mkdir()
-        (partial / _MARK).touch()
         try:
+            if path.is_dir():
+                path.rmdir()  # empty, or refused above; what cannot go is told before the work
+            partial.mkdir()
+            (partial / _MARK).touch()
             yield partial
             (partial / _MARK).unlink()
-            if path.is_dir():
-                path.rmdir()  # empty, or refused above
             os.rename(partial, path)
         except BaseException as error:
             shutil.rmtree(partial, ignore_errors=True)

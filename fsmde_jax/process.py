@@ -68,9 +68,9 @@ def set_up() -> None:
     if parent := os.environ.pop(PARENT, None):
         files.end_with_parent(int(parent))
     absl_logging.set_verbosity(absl_logging.WARNING)  # Orbax tells much at INFO
-    # What fails in its threads is raised as well, so that it need not be told with a traceback.
+    # Its threads tell of a full disk with tracebacks, and the error comes out of it as well.
     absl_logging.get_absl_logger().addFilter(
-        lambda record: "_SignalingThread.run() raised" not in record.getMessage()
+        lambda record: not (record.exc_info and files.disk_problem(record.exc_info[1]))
     )
     logging.getLogger("fsmde_jax").setLevel(logging.INFO)
     cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", "~/.cache/fsmde_jax/xla")

@@ -209,15 +209,16 @@ def write(folder: pathlib.Path, about: dict[str, Any], methods: dict[str, dict])
     files.write_text(folder / "results.md", describe(about, methods) + "\n")
 
 
-def refuse_foreign(folder: pathlib.Path, measured: str) -> None:
+def refuse_foreign(folder: pathlib.Path, measured: str | None) -> None:
     """Raises `UserError` where `folder` holds something else than a report of the same thing.
 
     Args:
-      measured: of which run or predictions, as `about` has it; a report of before does not say.
+      measured: of which run or predictions, as `about` has it (a report of before does not say);
+        None for any, in a folder of the run's own.
     """
     is_report = lambda found: found["about"]["settings"] and found["methods"]  # noqa: E731
     files.refuse_foreign(folder, FILE, is_report)
-    if (folder / FILE).is_file():
+    if measured and (folder / FILE).is_file():
         found = read(folder)["about"].get("measured", measured)
         if found != measured:
             raise UserError(

@@ -167,6 +167,24 @@ def test_an_export_that_fails_leaves_nothing_and_the_same_command_goes_on(
     assert {p.name for p in (tmp_path / "out").iterdir()} == names
 
 
+def test_a_full_disk_is_one_line_out_of_orbax_too(tmp_path):
+    """Its threads log a traceback; in a process of its own, which may write small files only."""
+    code = f"""
+import pathlib, resource
+import numpy as np
+from fsmde_jax import checkpoints, files, process
+process.set_up()
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+with process.errors_as_lines(), files.new_folder(pathlib.Path({str(tmp_path / "out")!r})) as folder:
+    checkpoints.save_tree(folder / "params", {{"a": np.random.normal(size=(300, 300))}})
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 1
+    said = f"error: {tmp_path / 'out'} cannot be written (the file is larger than allowed)"
+    assert done.stderr.splitlines()[-1] == said and "Traceback" not in done.stderr
+    assert not any(tmp_path.iterdir())
+
+
 def test_what_cannot_be_exported_is_named(workdir, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr("importlib.util.find_spec", lambda name: None)

@@ -75,6 +75,10 @@ def test_evaluation_begins_with_looking_where_its_report_goes(tmp_path):
         with pytest.raises(UserError, match=r"report holds notes\.txt, and no results\.json"):
             run()
 
+    results.write(tmp_path / "of_a", *_about("run in a"))
+    with pytest.raises(UserError, match=r"of_a holds the report of 'run in a', and this is one of"):
+        evaluate.evaluate_run(default_config(), tmp_path / "b", tmp_path / "of_a")
+
 
 def test_a_report_that_was_cut_is_set_aside_and_made_anew(tmp_path, caplog):
     _evaluate(tmp_path)
@@ -94,6 +98,7 @@ def test_a_report_of_another_run_is_kept(tmp_path):
     results.refuse_foreign(tmp_path, "one")
     with pytest.raises(UserError, match=r"holds the report of 'one', and this is one of 'other'"):
         results.refuse_foreign(tmp_path, "other")
+    results.refuse_foreign(tmp_path, None)
 
 
 def _about(measured):
