@@ -168,8 +168,8 @@ def refuse_other(file: Path, is_ours: Callable[[Any], bool]) -> None:
         ours = False
     if not ours:
         raise UserError(
-            f"{file} is there already and is nothing that this command wrote: move it away, or "
-            "choose another place"
+            f"{file} is there already and is nothing that this command wrote of the same: move it "
+            "away, or choose another --out"
         )
 
 

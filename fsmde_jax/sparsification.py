@@ -89,9 +89,9 @@ def measure(
     return np.concatenate(errors).astype(float), np.concatenate(confidences)
 
 
-def write(found: dict[str, np.ndarray], title: str, out: pathlib.Path) -> str:
-    """The report's files; returns the table."""
-    refuse_foreign(out)
+def write(found: dict[str, np.ndarray], title: str, run: str, out: pathlib.Path) -> str:
+    """The report's files; returns the table. Raises as `refuse_foreign`."""
+    refuse_foreign(out, run)
     lines = ["| left out | by confidence | by the true error (oracle) |", "| --- | --- | --- |"]
     for share in ROWS:
         at = [np.interp(share, LEFT_OUT, found[name]) for name in ("confidence", "oracle")]
@@ -103,16 +103,21 @@ def write(found: dict[str, np.ndarray], title: str, out: pathlib.Path) -> str:
         + f"\n\nAUSE {area:.3f}; confidence that says nothing: {chance:.3f}.\n"
     )
     values = {name: curve.tolist() for name, curve in found.items()}
-    values |= {"left_out": LEFT_OUT.tolist(), "ause": area, "ause_chance": chance}
+    values |= {"run": run, "left_out": LEFT_OUT.tolist(), "ause": area, "ause_chance": chance}
     files.write_json(out / FILE, values)
     files.write_text(out / "sparsification.md", text)
     _draw(found, out / "sparsification.png")
     return text
 
 
-def refuse_foreign(out: pathlib.Path) -> None:
-    """Raises `UserError` where `out` holds something else than such a report."""
-    files.refuse_foreign(out, FILE, lambda found: {"left_out", "ause", "oracle"} <= found.keys())
+def refuse_foreign(out: pathlib.Path, run: str) -> None:
+    """Raises `UserError` where `out` holds something else than such a report of the same run."""
+
+    def is_ours(found: dict[str, Any]) -> bool:
+        # One of before does not say of which run it is.
+        return {"left_out", "ause"} <= found.keys() and found.get("run", run) == run
+
+    files.refuse_foreign(out, FILE, is_ours)
 
 
 def _draw(found: dict[str, np.ndarray], path: pathlib.Path) -> None:
@@ -131,11 +136,12 @@ def main(_) -> None:
     process.set_up()
     workdir, out = pathlib.Path(CHECKPOINT.value), pathlib.Path(OUT.value)
     with process.errors_as_lines():
-        refuse_foreign(out)
         config = config_lib.load_config(workdir)
+        run = f"{config.name} in {workdir.resolve().name}"
+        refuse_foreign(out, run)
         error, confidence = measure(config, workdir)
         title = f"`{config.name}`: {len(error)} pixels of {config.data.eval_split!r}."
-        print(write(curves(error, confidence), title, out))
+        print(write(curves(error, confidence), title, run, out))
 
 
 if __name__ == "__main__":

@@ -190,7 +190,7 @@ class Study:
             return
         # A key that came later had its default then.
         defaults = json.loads(config_lib.default_config().to_json_best_effort())
-        content = files.read_json(file, "the run's config", f"Delete {run.folder}, or that file")
+        content = files.read_json(file, "the run's config", f"Move {run.folder} away")
         found = _flat(defaults) | _flat(content)
         if what := differences(found, _flat(json.loads(config.to_json_best_effort())), "there"):
             raise ConfigError(

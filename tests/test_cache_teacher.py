@@ -145,6 +145,12 @@ def test_a_damaged_list_is_one_line(small, name):
     with pytest.raises(UserError, match=rf"{name}: .* is damaged .*") as raised:
         teacher_cache.check(small, ABOUT, "MAKE")
     assert "\n" not in str(raised.value)
+    if name == "cache.json":  # chunks without it may be of anything
+        with pytest.raises(UserError, match=r"cache\.json: .* is damaged"):
+            teacher_cache.write_about(small, ABOUT)
+        (small / name).unlink()
+        with pytest.raises(UserError, match=r"holds 000000\.array_record, .*and no cache\.json"):
+            teacher_cache.write_about(small, ABOUT)
 
 
 def test_one_process_at_a_time_writes_a_cache(small):

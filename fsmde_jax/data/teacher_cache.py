@@ -209,10 +209,10 @@ def write_about(directory: pathlib.Path, about: dict[str, Any]) -> None:
 
     Raises `UserError` where the folder holds other files.
     """
-    files.refuse_foreign(directory, _ABOUT, lambda found: "samples" in found)
     if (directory / _ABOUT).is_file():
         check_same(directory, about)
     else:
+        files.refuse_foreign(directory, _ABOUT, lambda _: False)
         files.write_json(directory / _ABOUT, about, indent=2)
 
 

@@ -402,7 +402,7 @@ def _check_bytes(file: pathlib.Path) -> None:
     blob = file.resolve()
     if not blob.is_file():
         return
-    if beside := _checksum(file):
+    if (beside := _checksum(file)) is not None:
         if files.sha256(file) != beside:
             raise WeightsError(
                 f"{file} is damaged: its SHA-256 is not that of {_checksum_file(file).name}. Fetch "
@@ -422,9 +422,12 @@ def _checksum_file(file: pathlib.Path) -> pathlib.Path:
 
 
 def _checksum(file: pathlib.Path) -> str | None:
-    """The SHA-256 that is written beside a file, if any is."""
+    """The SHA-256 that is written beside a file; "" if that says none, None if there is no such."""
     beside = _checksum_file(file)
-    return beside.read_text().partition(" ")[0].strip() if beside.is_file() else None
+    if not beside.is_file():
+        return None
+    found = re.search(r"\b[0-9a-f]{64}\b", beside.read_text(errors="replace").lower())
+    return found[0] if found else ""
 
 
 def _git_sha1(file: pathlib.Path) -> str:
