@@ -16,7 +16,6 @@ report, and FILE.json for programs. `--what=inference,training,input` chooses; `
 forward pass beside transformers' torch model.
 """
 
-import json
 import os
 import pathlib
 import shlex
@@ -38,6 +37,7 @@ from fsmde_jax import (
     compiler,
     dry_run,
     export,
+    files,
     process,
     sharding,
     tasks,
@@ -410,12 +410,30 @@ def measure(config: ConfigDict | None, what: list[str]) -> dict[str, Rows]:
 def main(_) -> None:
     """Measures and prints the report."""
     process.set_up()
-    if unknown := set(flags.FLAGS.what) - set(SECTIONS):
-        sys.exit(f"error: --what={','.join(unknown)}: use some of {', '.join(SECTIONS)}")
-    try:
-        found = measure(CONFIG.value, flags.FLAGS.what)
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    with process.errors_as_lines():
+        if unknown := set(flags.FLAGS.what) - set(SECTIONS):
+            raise UserError(f"--what={','.join(unknown)}: use some of {', '.join(SECTIONS)}")
+        out = pathlib.Path(flags.FLAGS.out) if flags.FLAGS.out else None
+        if out:
+            refuse_other(out)
+        _report(measure(CONFIG.value, flags.FLAGS.what), out)
+
+
+def refuse_other(out: pathlib.Path) -> None:
+    """Raises `UserError` where `out` is no .md file, or there without being such a report."""
+    if out.suffix != ".md":
+        raise UserError(f"--out={out}: name a .md file; the .json for programs goes beside it")
+    values = out.with_suffix(".json")
+    files.refuse_other(values, lambda found: {"command", "machine"} <= found.keys())
+    if out.exists() and not values.exists():
+        raise UserError(
+            f"{out} is there already and is no report of this command, which has {values.name} "
+            "beside it: move it away, or choose another --out"
+        )
+
+
+def _report(found: dict[str, Rows], out: pathlib.Path | None) -> None:
+    """Prints the tables, and writes them to `out` and beside it."""
     command = shlex.join(["python", "-m", "fsmde_jax.benchmark", *sys.argv[1:]])
     if tunables := os.environ.get("GLIBC_TUNABLES"):  # huge pages, which large maps gain from
         command = f"GLIBC_TUNABLES={shlex.quote(tunables)} {command}"
@@ -426,11 +444,10 @@ def main(_) -> None:
     for section, rows in found.items():
         lines += ["", f"## {section.capitalize()}", "", *timing.markdown(rows)]
     print("\n".join(lines))
-    if flags.FLAGS.out:
-        path = pathlib.Path(flags.FLAGS.out)
-        path.write_text("\n".join(lines) + "\n")
+    if out:
         values = {"command": command, "machine": about, **found}
-        path.with_suffix(".json").write_text(json.dumps(values, indent=1) + "\n")
+        files.write_json(out.with_suffix(".json"), values)
+        files.write_text(out, "\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":
@@ -439,7 +456,7 @@ if __name__ == "__main__":
     flags.DEFINE_list("students", [], "Sizes of students; the config's by default.")
     flags.DEFINE_list("batches", ["1"], "Rigs at once in inference.")
     flags.DEFINE_integer("repeats", 7, "Turns, after one that compiles.")
-    flags.DEFINE_string("out", "", "A .md file to write the report to as well.")
+    flags.DEFINE_string("out", "", "A .md file to write the report to, too; replaces one.")
     flags.DEFINE_list("models", ["Intel/dpt-large"], "Hub ids, for loading and forward.")
     flags.DEFINE_string("image_size", "518x686", "Height x width of forward's image.")
     process.start(main)

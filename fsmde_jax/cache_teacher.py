@@ -4,8 +4,9 @@
     python -m fsmde_jax.main --config=configs/ddad.py --config.teacher.image=prepared \\
         --config.teacher.source=cached
 
-Run the first again after an interruption and it goes on; with `--verify=N` it recomputes N random
-entries of a finished cache and compares. Trains the teacher's head first if need be.
+Run the first again after an interruption and it goes on; with `--verify=N` it checks the checksums
+of a finished cache's files, recomputes N random entries and compares. Trains the teacher's head
+first if need be.
 """
 
 import pathlib
@@ -15,6 +16,7 @@ from collections.abc import Iterator
 import jax
 import numpy as np
 from absl import flags
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict, config_flags
 from tqdm import tqdm
@@ -22,7 +24,6 @@ from tqdm import tqdm
 from fsmde_jax import config as config_lib
 from fsmde_jax import process, sharding, stages, tasks, teacher_targets
 from fsmde_jax.data import pipeline, teacher_cache
-from fsmde_jax.errors import UserError
 from fsmde_jax.state import Model, place_model
 
 # A stored root is off by at most half a step, so a probability by 2 x 0.5 / 255; the devices'
@@ -70,11 +71,24 @@ class Runner:
 
 
 def build(config: ConfigDict) -> None:
-    """Stores what is not stored yet."""
+    """Stores what is not stored yet.
+
+    Raises `UserError` for a cache of something else, a folder of other files, and where another
+    process is storing into it.
+    """
     runner = Runner(config)
-    main_process = jax.process_index() == 0
-    if main_process:
-        teacher_cache.write_about(runner.directory, runner.about)
+    if jax.process_index():
+        _build(runner)
+        return
+    teacher_cache.write_about(runner.directory, runner.about)
+    with teacher_cache.locked(runner.directory):
+        teacher_cache.adopt(runner.directory, runner.about)
+        _build(runner)
+
+
+def _build(runner: Runner) -> None:
+    # Only now all hosts find the same files missing.
+    multihost_utils.sync_global_devices("cache_teacher")
     missing = teacher_cache.missing_chunks(runner.directory, runner.about)
     total = sum(len(teacher_cache.chunk_indices(chunk, runner.about)) for chunk in missing)
     flips = (False, True) if runner.about["flips"] else (False,)
@@ -88,7 +102,7 @@ def build(config: ConfigDict) -> None:
                     stored[-1].append(entry)
                     bar.update()
             by_sample = (entry for pair in zip(*stored, strict=True) for entry in pair)
-            if main_process:
+            if not jax.process_index():
                 teacher_cache.write_chunk(runner.directory, chunk, by_sample)
     files = list(runner.directory.glob("*.array_record"))
     size = sum(file.stat().st_size for file in files) / max(runner.about["samples"], 1)
@@ -96,9 +110,18 @@ def build(config: ConfigDict) -> None:
 
 
 def verify(config: ConfigDict, count: int) -> None:
-    """Recomputes `count` random entries and compares; exits with an error if they differ."""
+    """Checks every file's checksum, recomputes `count` random entries and compares.
+
+    Raises `TeacherCacheError` where anything differs.
+    """
     runner = Runner(config)
-    teacher_cache.check(runner.directory, runner.about, teacher_targets.command(config))
+    command = teacher_targets.command(config)
+    teacher_cache.check(runner.directory, runner.about, command)
+    if damaged := teacher_cache.damaged_files(runner.directory):
+        raise teacher_cache.TeacherCacheError(
+            f"{', '.join(map(str, damaged))}: damaged since they were written. Delete them and run "
+            f"{command}"
+        )
     cache = teacher_cache.TeacherCache(runner.directory)
     rng = np.random.default_rng()
     chosen = rng.choice(runner.about["samples"], min(count, runner.about["samples"]), replace=False)
@@ -125,7 +148,7 @@ def verify(config: ConfigDict, count: int) -> None:
     if max(worst.values()) > _TOLERANCE:
         raise teacher_cache.TeacherCacheError(
             f"{runner.directory} is not what this teacher says (tolerance {_TOLERANCE:.1e}): "
-            f"delete it and run {teacher_targets.command(config)}"
+            f"delete it and run {command}"
         )
 
 
@@ -146,14 +169,13 @@ def main(_) -> None:
     config = CONFIG.value
     workdir = pathlib.Path(WORKDIR.value or f"runs/{config.name}")
     try:
-        if interrupted := stages.run_stages(config, workdir):
-            sys.exit(128 + interrupted)
-        if VERIFY.value:
-            verify(config, VERIFY.value)
-        else:
-            build(config)
-    except UserError as error:
-        sys.exit(f"error: {error}")
+        with process.errors_as_lines():
+            if interrupted := stages.run_stages(config, workdir):
+                sys.exit(128 + interrupted)
+            if VERIFY.value:
+                verify(config, VERIFY.value)
+            else:
+                build(config)
     except KeyboardInterrupt:
         sys.exit("interrupted; the same command goes on")
 
@@ -161,6 +183,6 @@ def main(_) -> None:
 if __name__ == "__main__":
     CONFIG = config_flags.DEFINE_config_file("config", None, "Run configuration.")
     WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder; default runs/<name>.")
-    VERIFY = flags.DEFINE_integer("verify", 0, "Recompute so many random entries and compare.")
+    VERIFY = flags.DEFINE_integer("verify", 0, "Check all files, recompute so many random entries.")
     flags.mark_flag_as_required("config")
     process.start(main)

@@ -43,6 +43,7 @@ from scipy.stats import spearmanr
 from fsmde_jax import rig, visualize
 from fsmde_jax.data import recording
 from fsmde_jax.data.recording import Camera, RecordingError, Sample
+from fsmde_jax.errors import UserError
 
 SCENES, FRAMES = 6, 3  # looked at, evenly spaced; frames of each scene
 WIDTH_PX = 320  # images are shrunk to this width before they are compared
@@ -112,7 +113,9 @@ def check(reader: ModuleType, source: Path, splits: tuple[str, ...], out: Path) 
 
     Raises:
       FileNotFoundError: there is no such recording.
+      UserError: `out` holds other files.
     """
+    _refuse_foreign(out)
     found: dict[tuple[str, str], list[tuple[str, str]]] = collections.defaultdict(list)
 
     def note(scene: str, finding: Finding) -> None:
@@ -580,6 +583,19 @@ def _lidar_turn(frames: list[Frame], sound: list[int]) -> list[Finding]:
 
 # Pictures
 
+_SUFFIXES = ("_above.png", "_lidar.png")
+
+
+def _refuse_foreign(out: Path) -> None:
+    names = sorted(path.name for path in out.iterdir()) if out.is_dir() else []
+    if others := [
+        name for name in names if not name.startswith(".") and not name.endswith(_SUFFIXES)
+    ]:
+        raise UserError(
+            f"{out} holds {', '.join(others[:3])}: nothing is drawn between other files. Move them "
+            "away"
+        )
+
 
 def _draw(frame: Frame, out: Path) -> None:
     """The ring from above, and LiDAR over every image."""
@@ -591,11 +607,11 @@ def _draw(frame: Frame, out: Path) -> None:
         np.stack([camera.intrinsics for camera in cameras]),
         [camera.size[1] for camera in cameras],
         frame.vehicle_points_m(cameras[0]),
-        out / f"{name}_above.png",
+        out / f"{name}{_SUFFIXES[0]}",
     )
     overlays = []
     for camera, image in zip(cameras, frame.images, strict=True):
         xy, depth_m, inside = _project(points_m, camera)
         scale = image.shape[1] / camera.size[1]
         overlays.append((camera, image, xy[inside] * scale, depth_m[inside]))
-    visualize.draw_overlays(overlays, out / f"{name}_lidar.png")
+    visualize.draw_overlays(overlays, out / f"{name}{_SUFFIXES[1]}")

@@ -5,14 +5,13 @@ data; `runs/a:teacher` takes another method of a file than its first. Prints sec
 paired by scene, with 95 % intervals from a bootstrap over scenes.
 """
 
-import json
 import pathlib
-import sys
 from collections.abc import Sequence
+from typing import Any
 
 from absl import app, flags
 
-from fsmde_jax import results
+from fsmde_jax import files, process, results
 from fsmde_jax.errors import UserError
 
 
@@ -20,14 +19,19 @@ def main(argv: Sequence[str]) -> None:
     """Compares two results and prints the table."""
     if len(argv) != 3:
         raise app.UsageError("give two results: python -m fsmde_jax.compare FIRST SECOND")
-    try:
+    with process.errors_as_lines():
+        out = pathlib.Path(flags.FLAGS.out) if flags.FLAGS.out else None
+        if out:
+            files.refuse_other(out, _is_comparison)
         first, second = (_read(text) for text in argv[1:])
         compared = results.compare(first, second)
-    except UserError as error:
-        sys.exit(f"error: {error}")
-    print(results.comparison_table(compared, argv[1:]))
-    if flags.FLAGS.out:
-        pathlib.Path(flags.FLAGS.out).write_text(json.dumps(compared, indent=1) + "\n")
+        print(results.comparison_table(compared, argv[1:]))
+        if out:
+            files.write_json(out, compared)
+
+
+def _is_comparison(content: Any) -> bool:
+    return {"first", "second", "difference", "interval"} <= content["abs_rel"].keys()
 
 
 def _read(text: str) -> dict:
@@ -41,5 +45,5 @@ def _read(text: str) -> dict:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("out", None, "Also writes the figures there, as JSON.")
+    flags.DEFINE_string("out", None, "Also writes the figures there, as JSON; replaces some.")
     app.run(main)

@@ -9,7 +9,6 @@ the same pass, those of two references, the trivial predictor and the teacher.
 
 import logging
 import pathlib
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -26,7 +25,6 @@ from fsmde_jax import config as config_lib
 from fsmde_jax import metrics, process, protocols, results, sharding, tasks, visualize
 from fsmde_jax.config import ConfigError
 from fsmde_jax.data import pipeline
-from fsmde_jax.errors import UserError
 from fsmde_jax.masks import ESTIMATE, Masks
 from fsmde_jax.predictions import Predictions
 from fsmde_jax.scoring import Predictor, Scorer, max_depth_m, truth_of
@@ -161,8 +159,12 @@ def evaluate_run(
       out: where the report goes; None is `workdir/report`.
       on: the config to measure with, whose `data` and `evaluation` may differ; None is `config`.
 
-    Returns the figures by method.
+    Returns the figures by method. Raises `UserError` where `out` holds other files, or the report
+    of another run: one of this run is written anew.
     """
+    out, run = out or workdir / "report", f"{config.name} in {workdir.resolve().name}"
+    in_run = workdir.resolve() in out.resolve().parents
+    results.refuse_foreign(out, None if in_run else run)
     mesh = sharding.make_mesh(config.mesh)
     task = tasks.make_task(config)
     model = Model(task, config.seed)
@@ -183,7 +185,7 @@ def evaluate_run(
     }
     if config.evaluation.references:
         predictors |= _references(config, model, teacher_state)
-    return _report(config, predictors, out or workdir / "report", mesh)
+    return _report(config, predictors, out, run, mesh)
 
 
 def evaluate_predictions(
@@ -194,9 +196,11 @@ def evaluate_predictions(
     Raises `ConfigError` if metric ones are so far off that they must have another unit, after
     the report is written.
     """
+    measured = f"predictions in {predictions.folder.name}"
+    results.refuse_foreign(out, measured)
     mesh = sharding.make_mesh(config.mesh)
     predictor = Predictor(lambda batch: batch["prediction"], config.evaluation.scaling)
-    found = _report(config, {"predictions": predictor}, out, mesh, predictions)
+    found = _report(config, {"predictions": predictor}, out, measured, mesh, predictions)
     wrong = sorted(set(predictions.skipped))
     for problem in wrong[:LISTED]:
         log.warning("skipped: %s", problem)
@@ -245,6 +249,7 @@ def _report(
     config: ConfigDict,
     predictors: dict[str, Predictor],
     out: pathlib.Path,
+    measured: str,
     mesh: Mesh,
     predictions: Predictions | None = None,
 ) -> dict[str, dict]:
@@ -252,7 +257,7 @@ def _report(
     for name, predictor in predictors.items():
         found[name]["scaling"] = predictor.scaling
     if jax.process_index() == 0:
-        results.write(out, about(config, found), found)
+        results.write(out, about(config, found) | {"measured": measured}, found)
     _draw(config, next(iter(predictors.values())), out, mesh, predictions)
     return found
 
@@ -385,10 +390,8 @@ def main(argv: Sequence[str]) -> None:
         raise app.UsageError("give --checkpoint=RUN or --predictions=DIR (with --config)")
     if values.predictions and not values.config:
         raise app.UsageError("--predictions needs --config, whose `data` says what they are of")
-    try:
+    with process.errors_as_lines():
         print(_run(values))
-    except UserError as error:
-        sys.exit(f"error: {error}")
 
 
 def _run(values: flags.FlagValues) -> str:

@@ -12,9 +12,7 @@ programs), and self_test.npz (an input and its output).
 """
 
 import importlib.util
-import json
 import pathlib
-import sys
 from typing import Any
 
 import jax
@@ -26,42 +24,39 @@ from flax import nnx
 from jaxtyping import Array, Float, UInt8
 from ml_collections import ConfigDict
 
-from fsmde_jax import checkpoints, process, state
+from fsmde_jax import checkpoints, example, files, process, state
 from fsmde_jax import config as config_lib
-from fsmde_jax.data import pipeline
 from fsmde_jax.errors import UserError
 
 FORMATS = ("orbax", "stablehlo", "onnx")
 INPUTS = ("image", "intrinsics")
 OUTPUTS = ("depth_m", "confidence")
 FILES = {"orbax": "params", "stablehlo": "student.stablehlo", "onnx": "student.onnx"}
+_PACKAGES = {"stablehlo": "flatbuffers", "onnx": "onnx"}  # extras that a format needs
 
 
 def export(workdir: pathlib.Path, format_: str, out: pathlib.Path) -> None:
-    """Writes the student of a run into the folder `out`, which must not be there yet.
+    """Writes the student of a run into the folder `out`, whole or not at all.
 
-    Raises `UserError` for a run without student or checkpoint, an unknown format, a folder that
-    cannot be written.
+    Raises `UserError` for a run without student or checkpoint, an unknown format, a package that
+    is missing, a folder that has something in it or cannot be written.
     """
     if format_ not in FORMATS:
         raise UserError(f"--format={format_}: use one of {', '.join(FORMATS)}")
-    if out.exists():
-        raise UserError(f"{out} is there already; remove it, or choose another --out")
+    _need(format_)
+    files.refuse_occupied(out)
     config = config_lib.load_config(workdir)
     student = state.load_student(config, workdir)
-    sample, cameras = _sample(config)
+    sample, cameras = example.read(config, workdir)
     inputs = {name: sample[name][None] for name in INPUTS}
     outputs = jax.jit(inference(student))(*inputs.values())
     about = describe(config, format_, sample, cameras)
-    try:
-        out.mkdir(parents=True)
-        _WRITERS[format_](student, inputs, out.resolve() / FILES[format_])
+    with files.new_folder(out) as folder:
+        _WRITERS[format_](student, inputs, folder.resolve() / FILES[format_])
         outputs = dict(zip(OUTPUTS, map(np.asarray, outputs), strict=True))
-        np.savez_compressed(out / "self_test.npz", **inputs, **outputs)
-        (out / "student.json").write_text(json.dumps(about, indent=2) + "\n")
-        (out / "README.md").write_text(_readme(about))
-    except OSError as error:
-        raise UserError(f"{out} cannot be written: {error}") from error
+        np.savez_compressed(folder / "self_test.npz", **inputs, **outputs)
+        files.write_json(folder / "student.json", about, indent=2)
+        files.write_text(folder / "README.md", _readme(about))
 
 
 def inference(student: nnx.Module):  # -> (image, intrinsics) -> (depth_m, confidence)
@@ -76,16 +71,6 @@ def inference(student: nnx.Module):  # -> (image, intrinsics) -> (depth_m, confi
         return output.depth_m, output.confidence
 
     return function
-
-
-def _sample(config: ConfigDict) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
-    """An input of the run's validation data, and the rig's cameras."""
-    source, cameras = pipeline.open_data(config.data, config.data.eval_split)
-    sample = pipeline.shrink(pipeline.read_sample(source, 0), config.data.downscale)
-    placed = pipeline.place_on_rig(sample, cameras, source.rig["max_points_per_image"])
-    if not placed["camera_mask"].all():
-        raise UserError(f"the first sample of {source.directory} lacks a camera of the rig")
-    return placed, cameras
 
 
 def describe(
@@ -125,13 +110,11 @@ def _write_orbax(student: nnx.Module, _, path: pathlib.Path) -> None:
 
 
 def _write_stablehlo(student: nnx.Module, inputs, path: pathlib.Path) -> None:
-    _need("flatbuffers", "stablehlo")
     exported = jax.export.export(jax.jit(inference(student)), platforms=("cpu", "cuda", "tpu"))
     path.write_bytes(exported(*free_batch(inputs).values()).serialize())
 
 
 def _write_onnx(student: nnx.Module, inputs, path: pathlib.Path) -> None:
-    _need("onnx", "onnx")
     from fsmde_jax import onnx_graph  # only here: onnx is an extra
 
     model = onnx_graph.convert(inference(student), free_batch(inputs), OUTPUTS)
@@ -150,8 +133,9 @@ def free_batch(inputs: dict[str, np.ndarray]) -> dict[str, jax.ShapeDtypeStruct]
     }
 
 
-def _need(package: str, format_: str) -> None:
-    if importlib.util.find_spec(package) is None:
+def _need(format_: str) -> None:
+    package = _PACKAGES.get(format_)
+    if package and importlib.util.find_spec(package) is None:
         raise UserError(
             f'--format={format_} needs the package {package}: pip install -e ".[export]"'
         )
@@ -221,10 +205,8 @@ def main(_) -> None:
     """Exports as the flags say."""
     process.set_up()
     out = pathlib.Path(OUT.value)
-    try:
+    with process.errors_as_lines():
         export(pathlib.Path(CHECKPOINT.value), FORMAT.value, out)
-    except UserError as error:
-        sys.exit(f"error: {error}")
     size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
     print(f"{out}: {FORMAT.value}, {size / 1e6:.1f} MB; see {out / 'README.md'}")
 
@@ -232,6 +214,6 @@ def main(_) -> None:
 if __name__ == "__main__":
     CHECKPOINT = flags.DEFINE_string("checkpoint", None, "The run's folder.")
     FORMAT = flags.DEFINE_string("format", None, ", ".join(FORMATS))
-    OUT = flags.DEFINE_string("out", None, "Folder to write; must not be there yet.")
+    OUT = flags.DEFINE_string("out", None, "Folder to write; must be empty or absent.")
     flags.mark_flags_as_required(["checkpoint", "format", "out"])
     app.run(main)

@@ -10,6 +10,7 @@ import errno
 import fcntl
 import hashlib
 import json
+import logging
 import multiprocessing
 import os
 import shutil
@@ -17,11 +18,13 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from fsmde_jax.errors import UserError
+
+log = logging.getLogger(__name__)
 
 UNFINISHED = ".unfinished-"
 _MARK = ".made_by_fsmde_jax"  # in an unfinished folder: it is ours to remove
@@ -37,6 +40,10 @@ _DISK_ERRORS = {
 _DISK_TEXTS = {os.strerror(number): text for number, text in _DISK_ERRORS.items()}
 
 
+class BusyError(UserError):
+    """Another process is at work there; the text names it."""
+
+
 def unfinished(path: Path) -> Path:
     """What `path` is called while it is being made."""
     return path.with_name(f"{UNFINISHED}{path.name}")
@@ -45,7 +52,7 @@ def unfinished(path: Path) -> Path:
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A file to write that becomes `path` if all goes well, and is removed otherwise."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _make_parent(path)
     partial = unfinished(path)
     try:
         yield partial
@@ -88,22 +95,28 @@ def read_json(path: Path, what: str, do: str) -> Any:
 def new_folder(path: Path) -> Iterator[Path]:
     """A folder to fill that becomes `path` if all goes well, and is removed otherwise.
 
-    Raises `UserError` where `path` has something in it: nothing is overwritten.
+    Raises `UserError` where `path` has something in it, since nothing is overwritten, and where it
+    cannot be written.
     """
+    path = path.resolve()
     refuse_occupied(path)
     partial = unfinished(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _make_parent(path)
     with locked(partial.with_name(f"{partial.name}.lock"), f"writing {path}", remove=True):
         claim(partial)
         remove_claimed(partial)
-        claim(partial)
         try:
-            yield partial
             if path.is_dir():
-                path.rmdir()  # empty, or refused above
+                path.rmdir()  # empty, or refused above; what cannot go is told before the work
+            claim(partial)
+            yield partial
             os.rename(partial, path)
-        except BaseException:
-            remove_claimed(partial)
+        except BaseException as error:
+            if is_claimed(partial):
+                remove_claimed(partial)
+            problem = None if isinstance(error, UserError) else disk_problem(error)
+            if problem or isinstance(error, OSError):
+                raise UserError(f"{path} cannot be written ({problem or error})") from error
             raise
         (path / _MARK).unlink()
 
@@ -114,6 +127,61 @@ def refuse_occupied(path: Path) -> None:
         return
     if path.exists() or path.is_symlink():
         raise UserError(f"{path} is there already; remove it, or choose another --out")
+
+
+def refuse_foreign(folder: Path, index: str, is_ours: Callable[[Any], bool]) -> None:
+    """Raises `UserError` where `folder` has something in it, and no report of ours.
+
+    It is ours if its file `index` is: that may be written anew, with the files that belong to it.
+    One that was cut short is renamed.
+
+    Args:
+      index: a JSON file, the first that is written of a report.
+      is_ours: of its content.
+    """
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise UserError(f"{folder} is a file; name a folder")
+    names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+    if names and not any(name.startswith(index) for name in names):
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        raise UserError(
+            f"{folder} holds {', '.join(names[:3])}{more}, and no {index} of fsmde_jax: nothing is "
+            "written between other files. Choose another folder, or move them away"
+        )
+    file = folder / index
+    if file.is_file() and not _is_json(file):
+        aside = set_aside(file, "unreadable")
+        log.warning("%s was cut short or damaged; it is called %s now", file, aside.name)
+    refuse_other(file, is_ours)
+
+
+def refuse_other(file: Path, is_ours: Callable[[Any], bool]) -> None:
+    """Raises `UserError` where something is there that is no JSON file of ours.
+
+    Args:
+      is_ours: of its content.
+    """
+    if not file.exists():
+        return
+    try:
+        ours = file.is_file() and is_ours(json.loads(file.read_bytes()))
+    except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
+        ours = False
+    if not ours:
+        raise UserError(
+            f"{file} is there already and is nothing that this command wrote of the same: move it "
+            "away, or choose another --out"
+        )
+
+
+def _is_json(file: Path) -> bool:
+    try:
+        json.loads(file.read_bytes())
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def claim(folder: Path) -> None:
@@ -149,13 +217,13 @@ def remove_claimed(folder: Path) -> None:
 def locked(path: Path, what: str, remove: bool = False) -> Iterator[None]:
     """Holds the lock file `path`, which names its owner; the system frees it when that dies.
 
-    Raises `UserError` with the owner's host and process where another process holds it.
+    Raises `BusyError` with the owner's host and process where another process holds it.
 
     Args:
       what: what the owner is doing, for the error of others.
       remove: also removes the file in the end.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _make_parent(path)
     owner = f"process {os.getpid()} on {socket.gethostname()}"
     while True:
         file = path.open("a+")
@@ -165,7 +233,7 @@ def locked(path: Path, what: str, remove: bool = False) -> Iterator[None]:
             file.seek(0)
             other = file.read().strip() or "another process"
             file.close()
-            raise UserError(
+            raise BusyError(
                 f"{path}: {other} is {what}. Wait for it, or end it, and try again"
             ) from None
         # A lock on a file that its last owner has just removed holds nothing.
@@ -214,11 +282,15 @@ def disk_problem(error: BaseException) -> str | None:
     return None
 
 
-def end_with_parent() -> None:
-    """This process is killed when the one that started it ends, however that ends (Linux)."""
+def end_with_parent(parent: int | None = None) -> None:
+    """This process is killed when the one that started it ends, however that ends (Linux).
+
+    Args:
+      parent: that one's id, in case it has ended by now.
+    """
     if sys.platform != "linux":
         return
-    parent = os.getppid()
+    parent = parent or os.getppid()
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it died before the line above
         os.kill(os.getpid(), signal.SIGKILL)
@@ -234,6 +306,13 @@ def end_with_parent_process() -> None:
     if not parent.is_alive():
         os._exit(1)
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+
+
+def _make_parent(path: Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({disk_problem(error) or error})") from error
 
 
 def _to_disk(path: Path) -> None:

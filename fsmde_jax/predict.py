@@ -23,12 +23,11 @@ what has less than --min_confidence; sky that got some depth stays in.
 
 What is broken is left out and named, at the end and in DIR/problems.txt, and the exit code is 1; so
 it is for a ring's image that has not the size its recording says. What stops all is one line: a
-checkpoint that does not fit, nothing to read, a folder that cannot be written.
+checkpoint that does not fit, nothing to read, a folder that cannot be written. DIR has its name
+once it is whole; until then it is called `.unfinished-DIR`, which the same command makes anew.
 """
 
-import errno
 import importlib.util
-import json
 import pathlib
 import sys
 from collections.abc import Callable, Sequence
@@ -43,7 +42,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 from tqdm import tqdm
 
-from fsmde_jax import compiler, export, point_cloud, process, rig, state, visualize
+from fsmde_jax import compiler, export, files, point_cloud, process, rig, state, visualize
 from fsmde_jax import config as config_lib
 from fsmde_jax.data import inputs, photos
 from fsmde_jax.data.inputs import Item
@@ -75,9 +74,10 @@ def predict(
     min_confidence: float = MIN_CONFIDENCE,
     max_depth_m: float | None = None,
 ) -> list[str]:
-    """Predicts with the student of a run and writes into `out`; what had to be left out, in words.
+    """Predicts with the student of a run and writes `out`; what had to be left out, in words.
 
-    Raises `UserError` where nothing can be done, and on a disk that cannot be written.
+    The folder has its name once it is whole: after a kill the same command makes it anew. Raises
+    `UserError` where nothing can be done, and on a disk that cannot be written.
 
     Args:
       what: `--input`; None is the data the run was trained on.
@@ -86,17 +86,16 @@ def predict(
     """
     if focal_px is not None and focal_px <= 0:
         raise UserError(f"--focal_px={focal_px:g} must be positive")
-    if out.is_file() or (out.is_dir() and any(out.iterdir())):
-        raise UserError(f"{out} is there already; remove it, or choose another --out")
+    files.refuse_occupied(out)
     config = config_lib.load_config(workdir)
     student = state.load_student(config, workdir)
-    source = inputs.open_inputs(what, config, split, focal_px)
+    source = inputs.open_inputs(what, config, workdir, split, focal_px)
     saves = _choose(saves, source.kind)
     max_depth_m = max_depth_m or config.evaluation.picture_max_depth_m
     count = min(source.count, max_samples or source.count)
     run, problems, remarks = _runner(student), [], {}
-    try:
-        writer = _Writer(out, saves, source.fps or RING_FPS, min_confidence, max_depth_m)
+    with files.new_folder(out) as folder:
+        writer = _Writer(folder, saves, source.fps or RING_FPS, min_confidence, max_depth_m)
         try:
             unit = {"ring": "ring", "photos": "photo", "video": "frame"}[source.kind]
             for item in tqdm(islice(source.items, max_samples), total=count, unit=f" {unit}"):
@@ -110,15 +109,12 @@ def predict(
                 writer.add(item, *run(item))
         finally:
             writer.close()
+        if not writer.count:
+            raise UserError("nothing could be predicted: " + "; ".join(problems[:3]))
         if problems:
-            (out / PROBLEMS_FILE).write_text("\n".join(problems) + "\n")
+            files.write_text(folder / PROBLEMS_FILE, "\n".join(problems) + "\n")
         about = _about(config, saves, min_confidence, max_depth_m) | {"remarks": remarks}
-        (out / "about.json").write_text(json.dumps(about, indent=1) + "\n")
-    except OSError as error:
-        full = " (the disk is full)" if error.errno == errno.ENOSPC else ""
-        raise UserError(f"{out} cannot be written{full}: {error}") from error
-    if not writer.count:
-        raise UserError("nothing could be predicted: " + "; ".join(problems[:3]))
+        files.write_json(folder / "about.json", about)
     return problems
 
 
@@ -180,7 +176,6 @@ class _Writer:
     ):
         self.out, self.saves, self.count = out, saves, 0
         self.min_confidence, self.max_depth_m = min_confidence, max_depth_m
-        out.mkdir(parents=True, exist_ok=True)
         if "video" in saves:
             self.video = photos.VideoWriter(out / "video.mp4", fps)
         if "rerun" in saves:
@@ -280,7 +275,7 @@ def main(argv: Sequence[str]) -> None:
     values = flags.FLAGS
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}; options start with --")
-    try:
+    with process.errors_as_lines():
         problems = predict(
             pathlib.Path(values.checkpoint),
             pathlib.Path(values.out),
@@ -292,8 +287,6 @@ def main(argv: Sequence[str]) -> None:
             min_confidence=values.min_confidence,
             max_depth_m=values.max_depth_m,
         )
-    except UserError as error:
-        sys.exit(f"error: {error}")
     print(f"{values.out}: what the files mean is in about.json")
     for problem in problems[:LISTED]:
         print(f"left out: {problem}", file=sys.stderr)

@@ -16,6 +16,11 @@ from absl import logging as absl_logging
 from fsmde_jax import files
 from fsmde_jax.errors import UserError
 
+# The exit code of a command that another process keeps from working (sysexits.h).
+BUSY = 75
+# In a process that another command started: the id of that one, with which it ends.
+PARENT = "FSMDE_JAX_PARENT"
+
 
 def start(main: Callable[[list[str]], None]) -> None:
     """`absl.app.run`; a config file or `--config.KEY=` that is not there is one line of error."""
@@ -39,9 +44,15 @@ def _parse(argv: list[str]) -> list[str]:
 
 @contextlib.contextmanager
 def errors_as_lines() -> Iterator[None]:
-    """What a user can mend, and a disk that cannot be written, end the command with one line."""
+    """What a user can mend, and a disk that cannot be written, end the command with one line.
+
+    The exit code is 1, or `BUSY` where another process is at work.
+    """
     try:
         yield
+    except files.BusyError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(BUSY)
     except (UserError, FloatingPointError) as error:
         sys.exit(f"error: {error}")
     except Exception as error:
@@ -53,11 +64,17 @@ def errors_as_lines() -> Iterator[None]:
 def set_up() -> None:
     """Says what this package does at INFO; compiled functions last over runs, memory over steps.
 
-    JAX_COMPILATION_CACHE_DIR is honoured.
+    JAX_COMPILATION_CACHE_DIR is honoured. A process that another command started ends with it.
     """
     import jax  # slow to import, and what only reads files does without
 
+    if parent := os.environ.pop(PARENT, None):
+        files.end_with_parent(int(parent))
     absl_logging.set_verbosity(absl_logging.WARNING)  # Orbax tells much at INFO
+    # Its threads tell of a full disk with tracebacks, and the error comes out of it as well.
+    absl_logging.get_absl_logger().addFilter(
+        lambda record: not (record.exc_info and files.disk_problem(record.exc_info[1]))
+    )
     logging.getLogger("fsmde_jax").setLevel(logging.INFO)
     cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", "~/.cache/fsmde_jax/xla")
     jax.config.update("jax_compilation_cache_dir", os.path.expanduser(cache))

@@ -15,12 +15,13 @@ import numpy as np
 import scipy.stats
 from jaxtyping import Float, Int
 
-from fsmde_jax import cross_view, metrics
+from fsmde_jax import cross_view, files, metrics
 from fsmde_jax.errors import UserError, differences
 from fsmde_jax.protocols import Protocol
 
 REPLICATES = 2000
 MIN_SCENES = 2
+FILE = "results.json"
 _ALL = len(metrics.RANGES_M)  # the place of all distances together, after the ranges
 
 
@@ -203,11 +204,27 @@ def expanded_interval(
 
 
 def write(folder: pathlib.Path, about: dict[str, Any], methods: dict[str, dict]) -> None:
-    """results.json for programs and results.md for people."""
-    folder.mkdir(parents=True, exist_ok=True)
-    content = {"about": about, "methods": methods}
-    (folder / "results.json").write_text(json.dumps(content, indent=1) + "\n")
-    (folder / "results.md").write_text(describe(about, methods) + "\n")
+    """results.json for programs and results.md for people, each whole or not at all."""
+    files.write_json(folder / FILE, {"about": about, "methods": methods})
+    files.write_text(folder / "results.md", describe(about, methods) + "\n")
+
+
+def refuse_foreign(folder: pathlib.Path, measured: str | None) -> None:
+    """Raises `UserError` where `folder` holds something else than a report of the same thing.
+
+    Args:
+      measured: of which run or predictions, as `about` has it (a report of before does not say);
+        None for any, in a folder of the run's own.
+    """
+    is_report = lambda found: found["about"]["settings"] and found["methods"]  # noqa: E731
+    files.refuse_foreign(folder, FILE, is_report)
+    if measured and (folder / FILE).is_file():
+        found = read(folder)["about"].get("measured", measured)
+        if found != measured:
+            raise UserError(
+                f"{folder} holds the report of {found!r}, and this is one of {measured!r}: choose "
+                "another --out"
+            )
 
 
 def read(path: pathlib.Path) -> dict[str, Any]:

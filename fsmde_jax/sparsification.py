@@ -9,9 +9,7 @@ et al., arXiv 1802.07062): 0 is the oracle; confidence that says nothing has the
 to the level line. Writes `sparsification.md`, `.json` and `.png`.
 """
 
-import json
 import pathlib
-import sys
 from typing import Any
 
 import jax
@@ -23,11 +21,11 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from fsmde_jax import config as config_lib
-from fsmde_jax import process, sharding, state, tasks
+from fsmde_jax import files, process, sharding, state, tasks
 from fsmde_jax.data import pipeline
-from fsmde_jax.errors import UserError
 from fsmde_jax.losses.depth import sample_at_lidar
 
+FILE = "sparsification.json"
 LEFT_OUT = np.linspace(0.0, 0.95, 20)  # shares of the pixels
 ROWS = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9)  # of the table
 
@@ -91,9 +89,9 @@ def measure(
     return np.concatenate(errors).astype(float), np.concatenate(confidences)
 
 
-def write(found: dict[str, np.ndarray], title: str, out: pathlib.Path) -> str:
-    """The report's files; returns the table."""
-    out.mkdir(parents=True, exist_ok=True)
+def write(found: dict[str, np.ndarray], title: str, run: str, out: pathlib.Path) -> str:
+    """The report's files; returns the table. Raises as `refuse_foreign`."""
+    refuse_foreign(out, run)
     lines = ["| left out | by confidence | by the true error (oracle) |", "| --- | --- | --- |"]
     for share in ROWS:
         at = [np.interp(share, LEFT_OUT, found[name]) for name in ("confidence", "oracle")]
@@ -104,12 +102,22 @@ def write(found: dict[str, np.ndarray], title: str, out: pathlib.Path) -> str:
         + "\n".join(lines)
         + f"\n\nAUSE {area:.3f}; confidence that says nothing: {chance:.3f}.\n"
     )
-    (out / "sparsification.md").write_text(text)
     values = {name: curve.tolist() for name, curve in found.items()}
-    values |= {"left_out": LEFT_OUT.tolist(), "ause": area, "ause_chance": chance}
-    (out / "sparsification.json").write_text(json.dumps(values, indent=1) + "\n")
+    values |= {"run": run, "left_out": LEFT_OUT.tolist(), "ause": area, "ause_chance": chance}
+    files.write_json(out / FILE, values)
+    files.write_text(out / "sparsification.md", text)
     _draw(found, out / "sparsification.png")
     return text
+
+
+def refuse_foreign(out: pathlib.Path, run: str) -> None:
+    """Raises `UserError` where `out` holds something else than such a report of the same run."""
+
+    def is_ours(found: dict[str, Any]) -> bool:
+        # One of before does not say of which run it is.
+        return {"left_out", "ause"} <= found.keys() and found.get("run", run) == run
+
+    files.refuse_foreign(out, FILE, is_ours)
 
 
 def _draw(found: dict[str, np.ndarray], path: pathlib.Path) -> None:
@@ -119,24 +127,25 @@ def _draw(found: dict[str, np.ndarray], path: pathlib.Path) -> None:
         axis.plot(100 * LEFT_OUT, found[name], style, color="black", label=name)
     axis.set(xlabel="pixels left out (%)", ylabel="AbsRel of the rest", ylim=(0, None))
     axis.legend()
-    figure.savefig(path, dpi=110)
+    with files.replacing(path) as partial:
+        figure.savefig(partial, dpi=110)
 
 
 def main(_) -> None:
     """Measures and prints the table."""
     process.set_up()
     workdir, out = pathlib.Path(CHECKPOINT.value), pathlib.Path(OUT.value)
-    try:
+    with process.errors_as_lines():
         config = config_lib.load_config(workdir)
+        run = f"{config.name} in {workdir.resolve().name}"
+        refuse_foreign(out, run)
         error, confidence = measure(config, workdir)
         title = f"`{config.name}`: {len(error)} pixels of {config.data.eval_split!r}."
-        print(write(curves(error, confidence), title, out))
-    except UserError as problem:
-        sys.exit(f"error: {problem}")
+        print(write(curves(error, confidence), title, run, out))
 
 
 if __name__ == "__main__":
     CHECKPOINT = flags.DEFINE_string("checkpoint", None, "The run's folder.")
-    OUT = flags.DEFINE_string("out", None, "Folder of the report.")
+    OUT = flags.DEFINE_string("out", None, "Folder of the report; one that is there is replaced.")
     flags.mark_flags_as_required(["checkpoint", "out"])
     app.run(main)

@@ -12,14 +12,16 @@ process of `fsmde_jax.main` in a folder of its own, its output in `log.txt`:
     WORKDIR/report/                  study.md, study.json, pictures
 
 Run the same command again after an interruption and it goes on; what is done is not repeated. A
-run that fails is named, the others go on. Several machines, or devices, share the work over one
-folder: first `--only=teacher` on one of them, then on each its own arms (`--only=ckd,vrkd`) or
-runs (`--only=vrkd:trial*`, then `--only=vrkd:seed1`); at last `--report_only`.
+run that fails is named, one that another process is at is left out, the others go on. Several
+machines, or devices, share the work over one folder: first `--only=teacher` on one of them, then on
+each its own arms (`--only=ckd,vrkd`) or runs (`--only=vrkd:trial*`, then `--only=vrkd:seed1`); at
+last `--report_only`. The runs end with the study, however that ends.
 """
 
 import collections
 import fnmatch
 import logging
+import os
 import pathlib
 import shlex
 import signal
@@ -117,13 +119,15 @@ def _run_all(jobs: dict[str, tuple[list[str], pathlib.Path]], at_once: int) -> l
                 name = waiting.popleft()
                 command, folder = jobs[name]
                 log.info("%s: started (%s)", name, folder / "log.txt")
-                running[name] = (_start(command, folder), time.monotonic())
+                running[name] = (_start(command, folder, at_once), time.monotonic())
             for name, (child, started) in list(running.items()):
                 if child.poll() is None:
                     continue
                 del running[name]
                 seconds = time.monotonic() - started
-                if child.returncode:
+                if child.returncode == process.BUSY and name != TEACHER:
+                    log.warning("%s: left out, another process is at it", name)
+                elif child.returncode:
                     failed.append(name)
                     lines = (jobs[name][1] / "log.txt").read_text().splitlines() or [""]
                     log.error("%s: FAILED after %.0f s: %s", name, seconds, lines[-1])
@@ -140,12 +144,18 @@ def _run_all(jobs: dict[str, tuple[list[str], pathlib.Path]], at_once: int) -> l
     return failed
 
 
-def _start(command: list[str], folder: pathlib.Path) -> subprocess.Popen:
+def _start(command: list[str], folder: pathlib.Path, at_once: int) -> subprocess.Popen:
+    # Killed with this process, or the same command would find the run taken.
+    environment = os.environ | {process.PARENT: str(os.getpid())}
+    if at_once > 1:  # each would take three quarters of a GPU's memory
+        environment.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "log.txt").open("a") as file:
         file.write(f"$ {shlex.join(command)}\n")
         file.flush()
-        return subprocess.Popen([sys.executable, *command[1:]], stdout=file, stderr=file)
+        return subprocess.Popen(
+            [sys.executable, *command[1:]], stdout=file, stderr=file, env=environment
+        )
 
 
 # The command
@@ -157,13 +167,13 @@ def main(_) -> None:
     # A process that is told to end passes that on, as at Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        study = Study(CONFIG.value, pathlib.Path(WORKDIR.value))
-        failed = []
-        if not REPORT_ONLY.value:
-            failed = execute(study, ONLY.value, JOBS.value)
-        missing = study_report.write(study)
-    except UserError as error:
-        sys.exit(f"error: {error}")
+        with process.errors_as_lines():
+            study = Study(CONFIG.value, pathlib.Path(WORKDIR.value))
+            study_report.refuse_foreign(study.workdir / "report")
+            failed = []
+            if not REPORT_ONLY.value:
+                failed = execute(study, ONLY.value, JOBS.value)
+            missing = study_report.write(study)
     except KeyboardInterrupt:
         sys.exit("interrupted; the same command goes on")
     print(f"Report: {study.workdir / 'report' / 'study.md'}")

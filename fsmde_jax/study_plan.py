@@ -5,6 +5,7 @@
 
 import dataclasses
 import json
+import logging
 import math
 import pathlib
 import runpy
@@ -13,9 +14,11 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from fsmde_jax import config as config_lib
-from fsmde_jax import results
+from fsmde_jax import files, results
 from fsmde_jax.config import ConfigError
-from fsmde_jax.errors import differences
+from fsmde_jax.errors import UserError, differences
+
+log = logging.getLogger(__name__)
 
 TEACHER = "teacher"  # what all arms share, in the names of a study's parts
 
@@ -56,12 +59,17 @@ class Run:
     @property
     def trained(self) -> bool:
         """Whether it is whole, with its figures on the tuning split."""
-        return (self.folder / "report" / "results.json").is_file()
+        return _figures(self.folder / "report") is not None
 
     @property
     def diverged(self) -> bool:
         """Whether its loss became infinite: a result, too, of a trial."""
         return not self.trained and (self.folder / "not_finite").is_dir()
+
+    @property
+    def abs_rel(self) -> float:
+        """On the tuning split, of a run that is trained."""
+        return _figures(self.folder / "report")["abs_rel"]
 
     @property
     def test(self) -> pathlib.Path:
@@ -71,7 +79,7 @@ class Run:
     @property
     def tested(self) -> bool:
         """Whether these are there."""
-        return (self.test / "results.json").is_file()
+        return _figures(self.test) is not None
 
 
 class Study:
@@ -99,6 +107,8 @@ class Study:
         for arm in config.arms:
             for run in [*self.trials(arm), *(self.seeds(arm) or [])]:
                 self.check(run)
+                for folder in (run.folder / "report", run.test):
+                    _set_unreadable_aside(folder / results.FILE)
 
     def names(self) -> list[str]:
         """All that `--only` can choose."""
@@ -120,7 +130,7 @@ class Study:
         """A run's AbsRel on the tuning split; infinite if it diverged, None if it is not done."""
         if not run.trained:
             return math.inf if run.diverged else None
-        return next(iter(results.read(run.folder)["methods"].values()))["mean"]["abs_rel"]
+        return run.abs_rel
 
     def chosen(self, arm: str) -> dict[str, Any] | None:
         """What the arm's best trial overrides; {} without trials.
@@ -180,7 +190,8 @@ class Study:
             return
         # A key that came later had its default then.
         defaults = json.loads(config_lib.default_config().to_json_best_effort())
-        found = _flat(defaults) | _flat(json.loads(file.read_text()))
+        content = files.read_json(file, "the run's config", f"Move {run.folder} away")
+        found = _flat(defaults) | _flat(content)
         if what := differences(found, _flat(json.loads(config.to_json_best_effort())), "there"):
             raise ConfigError(
                 f"{run.folder} holds a run of another config: {what}. Use another --workdir, or "
@@ -191,6 +202,21 @@ class Study:
         overrides = {"name": f"{arm}_{label}", "seed": seed, **self._shared}
         overrides |= self.config.arms[arm] | more
         return Run(arm, label, self.workdir / folder / arm / label, overrides)
+
+
+def _figures(folder: pathlib.Path) -> dict[str, float] | None:
+    """The means in a report; None where it is not there, or cannot be read, so is not done."""
+    try:
+        means = next(iter(results.read(folder / results.FILE)["methods"].values()))["mean"]
+        return means if isinstance(means["abs_rel"], float) else None
+    except (UserError, KeyError, TypeError, AttributeError, StopIteration):
+        return None
+
+
+def _set_unreadable_aside(file: pathlib.Path) -> None:
+    if file.is_file() and _figures(file.parent) is None:
+        aside = files.set_aside(file, "unreadable")
+        log.warning("%s holds no figures; it is called %s now, and made again", file, aside.name)
 
 
 def _command(job: str, config: str, folder: pathlib.Path, overrides: dict[str, Any]) -> list[str]:

@@ -14,11 +14,12 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from fsmde_jax import config as config_lib
-from fsmde_jax import results, sharding, state, visualize
+from fsmde_jax import files, results, sharding, state, visualize
 from fsmde_jax.data import pipeline
 from fsmde_jax.losses.depth import SILOG_FLOOR
 from fsmde_jax.study_plan import TEACHER, Run, Study
 
+FILE = "study.json"
 HEADLINE = "abs_rel"
 # Columns of the table: a figure, and what people call it.
 COLUMNS = {
@@ -32,9 +33,12 @@ COLUMNS = {
 
 
 def write(study: Study) -> list[str]:
-    """Writes `report/` in the study's folder from what is there; returns what is not."""
+    """Writes `report/` in the study's folder from what is there; returns what is not.
+
+    Raises `UserError` where that folder holds something else than a report of before.
+    """
     folder = study.workdir / "report"
-    folder.mkdir(parents=True, exist_ok=True)
+    refuse_foreign(folder)
     tested = {
         arm: [run for run in study.seeds(arm) or [] if run.tested] for arm in study.config.arms
     }
@@ -64,13 +68,18 @@ def write(study: Study) -> list[str]:
             {"seed": run.overrides["seed"]} | figures
             for run, figures in zip(tested[arm], row["seeds"], strict=True)
         ]
-    (folder / "study.json").write_text(json.dumps(report, indent=1) + "\n")
+    files.write_json(folder / FILE, report)
     pictures = []
     if contents:
         _draw_curves(tested, folder / "curves.png")
         pictures = _draw_samples(study, {arm: runs[0] for arm, runs in tested.items() if runs})
-    (folder / "study.md").write_text(_describe(report, pictures) + "\n")
+    files.write_text(folder / "study.md", _describe(report, pictures) + "\n")
     return missing
+
+
+def refuse_foreign(folder: pathlib.Path) -> None:
+    """Raises `UserError` where the report's folder holds something else."""
+    files.refuse_foreign(folder, FILE, lambda found: {"arms", "baseline"} <= found.keys())
 
 
 # Figures
@@ -258,7 +267,8 @@ def _draw_curves(tested: dict[str, list[Run]], path: pathlib.Path) -> None:
     for axis in axes:
         axis.grid(alpha=0.3)
     figure.tight_layout()
-    figure.savefig(path)
+    with files.replacing(path) as partial:
+        figure.savefig(partial)
 
 
 def _curves(run: Run) -> dict[str, list[tuple[int, float]]]:

@@ -32,6 +32,7 @@ from fsmde_jax import (
     checkpoints,
     compiler,
     evaluate,
+    example,
     files,
     fork,
     sharding,
@@ -233,6 +234,7 @@ def _train(config: ConfigDict, workdir: pathlib.Path, stop: "StopSignal") -> int
     # ---------------------------------------------------------------- loop
     if jax.process_index() == 0:
         config_lib.save_config(config, workdir)
+        example.write(config, workdir)
     train_step = make_train_step(config, task, model, mesh)
     writer = MetricsWriter(workdir, first_step)
     timer = Timer(config.train.steps, images_per_step)

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Wedge
 from PIL import Image
 
-from fsmde_jax import rig
+from fsmde_jax import files, rig
 from fsmde_jax.data.recording import Camera
 from fsmde_jax.point_cloud import PointCloud
 
@@ -97,8 +97,8 @@ def draw_ring(
         0.4 / wide, 0.1 / high, 1 - 1.1 / wide, 1 - 0.4 / high, wspace=0.02, hspace=0.02
     )
     _colour_bar(figure, max_depth_m)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
+    with files.replacing(path) as partial:
+        figure.savefig(partial)
 
 
 def draw_from_above(
@@ -138,8 +138,8 @@ def draw_from_above(
         axis.set(xlim=(-limit_m, limit_m), ylim=(-limit_m, limit_m), aspect="equal")
         axis.set(xlabel="right of the origin (m)", ylabel="ahead of the origin (m)")
     figure.suptitle("From above; LiDAR coloured by height. Wedges are the fields of view", size=10)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
+    with files.replacing(path) as partial:
+        figure.savefig(partial)
 
 
 def _wedge(
@@ -209,8 +209,8 @@ def draw_birds_eye(
         axis.set(xlim=(-reach_m, reach_m), ylim=(-reach_m, reach_m), aspect="equal", title=title)
         axis.set(xlabel="right of the origin (m)", ylabel="ahead of the origin (m)")
     figure.subplots_adjust(0.05, 0.07, 0.99, 0.94, wspace=0.12)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
+    with files.replacing(path) as partial:
+        figure.savefig(partial)
 
 
 def stack_views(
@@ -268,8 +268,8 @@ def draw_overlays(
     right = 1 - 1.1 / figure.get_figwidth()
     figure.subplots_adjust(0.01, 0.01, right, 0.95, wspace=0.02, hspace=0.1)
     _colour_bar(figure, max_depth_m)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
+    with files.replacing(path) as partial:
+        figure.savefig(partial)
 
 
 def _colour_bar(figure: Figure, max_depth_m: float) -> None:

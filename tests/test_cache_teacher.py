@@ -12,10 +12,11 @@ import pytest
 from test_train import read_metrics
 from tiny_run import prepare_recording, tiny_config
 
-from fsmde_jax import cache_teacher, train
+from fsmde_jax import cache_teacher, files, train
 from fsmde_jax.config import ConfigError, validate
 from fsmde_jax.data import teacher_cache
 from fsmde_jax.data.teacher_cache import TeacherCacheError
+from fsmde_jax.errors import UserError
 from fsmde_jax.losses.objective import DISTILLATION
 
 
@@ -68,10 +69,116 @@ def test_verification_passes_and_notices_a_wrong_entry(cached, capsys):
     cache = teacher_cache.TeacherCache(directory)
     entries = [cache.entry(i, flip) for i in range(6) for flip in (False, True)]
     wrong = [{**entry, "teacher_roots": 255 - entry["teacher_roots"]} for entry in entries]
+    written = (directory / "chunks.json").read_bytes()
     teacher_cache.write_chunk(directory, 0, iter(wrong))
     with pytest.raises(TeacherCacheError, match="is not what this teacher says"):
         cache_teacher.verify(cached, 6)
+    (directory / "chunks.json").write_bytes(written)
+    file.write_bytes(_flipped(content))
+    with pytest.raises(TeacherCacheError, match=r"000000\.array_record: damaged since they were w"):
+        cache_teacher.verify(cached, 6)
     file.write_bytes(content)
+
+
+def _flipped(content):
+    """One bit of the first record's data (behind a block's and a chunk's header)."""
+    at = 2000
+    return content[:at] + bytes([content[at] ^ 4]) + content[at + 1 :]
+
+
+ABOUT = {
+    "samples": 4,
+    "flips": False,
+    "shapes": {"teacher_roots": [40, 50], "teacher_tokens": [2, 3], "teacher_log_depth": [40]},
+}
+
+
+@pytest.fixture
+def small(tmp_path, monkeypatch):
+    """A cache of four samples in two files, of no teacher."""
+    monkeypatch.setattr(teacher_cache, "CHUNK", 2)
+    folder = tmp_path / "cache"
+    teacher_cache.write_about(folder, ABOUT)
+    rng = np.random.default_rng(0)
+    for chunk in range(2):
+        entries = [
+            {name: rng.integers(0, 255, shape) for name, shape in ABOUT["shapes"].items()}
+            for _ in range(2)
+        ]
+        teacher_cache.write_chunk(folder, chunk, iter(entries))
+    teacher_cache.check(folder, ABOUT, "MAKE")
+    return folder
+
+
+def test_a_flipped_bit_is_noticed_when_it_is_read(small):
+    file = small / "000001.array_record"
+    file.write_bytes(_flipped(file.read_bytes()))
+    teacher_cache.check(small, ABOUT, "MAKE")  # which looks at sizes only
+    cache = teacher_cache.TeacherCache(small)
+    cache.entry(0, False)
+    with pytest.raises(TeacherCacheError, match=r"000001\.array_record is damaged \(.*hash mism"):
+        cache.entry(2, False)
+    assert teacher_cache.damaged_files(small) == [file]
+
+
+def test_a_file_cut_short_is_named_and_made_again(small):
+    file = small / "000000.array_record"
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(TeacherCacheError, match=r"lacks the samples 0 to 1 \(.*cut short.*: MAKE"):
+        teacher_cache.check(small, ABOUT, "MAKE")
+    teacher_cache.adopt(small, ABOUT)
+    assert teacher_cache.missing_chunks(small, ABOUT) == [0]
+
+
+def test_files_of_before_there_were_checksums_are_kept(small):
+    expected = (small / "chunks.json").read_bytes()
+    (small / "chunks.json").unlink()
+    assert teacher_cache.missing_chunks(small, ABOUT) == [0, 1]
+    teacher_cache.adopt(small, ABOUT)
+    assert teacher_cache.missing_chunks(small, ABOUT) == []
+    assert (small / "chunks.json").read_bytes() == expected
+
+
+@pytest.mark.parametrize("name", ["cache.json", "chunks.json"])
+def test_a_damaged_list_is_one_line(small, name):
+    (small / name).write_text("{")
+    with pytest.raises(UserError, match=rf"{name}: .* is damaged .*") as raised:
+        teacher_cache.check(small, ABOUT, "MAKE")
+    assert "\n" not in str(raised.value)
+    if name == "cache.json":  # chunks without it may be of anything
+        with pytest.raises(UserError, match=r"cache\.json: .* is damaged"):
+            teacher_cache.write_about(small, ABOUT)
+        (small / name).unlink()
+        with pytest.raises(UserError, match=r"holds 000000\.array_record, .*and no cache\.json"):
+            teacher_cache.write_about(small, ABOUT)
+
+
+def test_one_process_at_a_time_writes_a_cache(small):
+    with (
+        teacher_cache.locked(small),
+        pytest.raises(files.BusyError, match=r"process \d+ on .* is storing the teacher's outputs"),
+        teacher_cache.locked(small),
+    ):
+        pass
+
+
+def test_a_chunk_that_the_disk_has_no_room_for_leaves_nothing(tmp_path):
+    """The writer tells it in C++, when it is closed; in a process of its own, which has a limit."""
+    code = (
+        "import pathlib, resource, numpy as np\n"
+        "from fsmde_jax import process; from fsmde_jax.data import teacher_cache\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))\n"
+        "fields = teacher_cache.FIELDS\n"
+        "noise = np.random.default_rng(0).integers(0, 255, 50_000)\n"
+        "with process.errors_as_lines():\n"
+        f"    teacher_cache.write_chunk(pathlib.Path({str(tmp_path)!r}), 0, "
+        "iter([dict.fromkeys(fields, noise)]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 1, done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if "error" in line.lower()]
+    assert line.startswith("error: the file is larger than allowed. What was finished is kept")
+    assert "Traceback" not in done.stderr and not any(tmp_path.iterdir())
 
 
 def test_a_cache_cut_in_half_is_named_and_resumed(cached, monkeypatch, tmp_path):
@@ -79,17 +186,17 @@ def test_a_cache_cut_in_half_is_named_and_resumed(cached, monkeypatch, tmp_path)
     halved = cached.copy_and_resolve_references()
     halved.teacher.cache_dir = str(tmp_path / "cache")
     cache_teacher.build(halved)
-    files = sorted((tmp_path / "cache").glob("*.array_record"))
-    assert len(files) == 3
-    kept = files[0].stat().st_mtime_ns
-    expected = files[1].read_bytes()
-    files[1].unlink()
-    files[2].rename(files[2].with_suffix(".incomplete"))  # as an interruption leaves it
-    with pytest.raises(TeacherCacheError, match=r"lacks the samples 2 to 3, 4 to 5\. Resume it"):
+    chunks = sorted((tmp_path / "cache").glob("*.array_record"))
+    assert len(chunks) == 3
+    kept = chunks[0].stat().st_mtime_ns
+    expected = chunks[1].read_bytes()
+    chunks[1].unlink()
+    chunks[2].rename(chunks[2].with_suffix(".incomplete"))  # as an interruption leaves it
+    with pytest.raises(TeacherCacheError, match=r"lacks the samples 2 to 3, 4 to 5 .*Resume it"):
         train.train(halved, tmp_path / "run")
     cache_teacher.build(halved)
-    assert files[0].stat().st_mtime_ns == kept
-    assert files[1].read_bytes() == expected
+    assert chunks[0].stat().st_mtime_ns == kept
+    assert chunks[1].read_bytes() == expected
     cache_teacher.verify(halved, 6)
 
 

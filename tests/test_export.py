@@ -1,6 +1,8 @@
 import functools
 import importlib
 import json
+import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -118,11 +120,80 @@ def test_parameters_are_read_without_the_package(workdir, tmp_path):
     assert about["canonical_focal_px"] == 60.0 and about["depth_range_m"] == [0.1, 200.0]
 
 
-def test_what_cannot_be_exported_is_named(workdir, tmp_path):
+@pytest.fixture
+def moved(workdir, tmp_path, monkeypatch):
+    """The run alone, elsewhere: its data is gone, and the command runs in another folder."""
+    run = shutil.copytree(workdir, tmp_path / "elsewhere" / "moved")
+    values = json.loads((run / "config.json").read_text())
+    values["data"]["data_dir"] = str(tmp_path / "gone")
+    (run / "config.json").write_text(json.dumps(values))
+    monkeypatch.chdir(run.parent)
+    return pathlib.Path("moved")
+
+
+def test_a_run_is_exported_without_its_data(workdir, moved, tmp_path):
+    export.export(moved, "orbax", tmp_path / "out")
+    found, sample = np.load(tmp_path / "out" / "self_test.npz"), np.load(workdir / "example.npz")
+    np.testing.assert_array_equal(found["image"], sample["image"][None])
+    assert found["image"].shape == (1, 6, 32, 64, 3) and found["image"].std() > 1
+    (moved / "example.npz").write_bytes((moved / "example.npz").read_bytes()[:-300])
+    with pytest.raises(UserError, match=r"example\.npz is damaged"):
+        export.export(moved, "orbax", tmp_path / "again")
+    (moved / "example.npz").unlink()
+    with pytest.raises(UserError, match=r"was made before a run kept an example"):
+        export.export(moved, "orbax", tmp_path / "again")
+    export.export(workdir, "orbax", tmp_path / "again")  # a run of before, whose data is there
+
+
+def test_an_export_that_fails_leaves_nothing_and_the_same_command_goes_on(
+    workdir, tmp_path, monkeypatch
+):
+    def full(*_):
+        (tmp_path / ".unfinished-out" / "half").touch()
+        raise ValueError("OUT_OF_RANGE: Error writing a/0.0: No space left on device")  # as Orbax
+
+    with monkeypatch.context() as patch:
+        patch.setattr(export.checkpoints, "save_tree", full)
+        with pytest.raises(UserError, match=r"out cannot be written \(the disk is full\)"):
+            export.export(workdir, "orbax", tmp_path / "out")
+        assert not any(tmp_path.iterdir())
+    left = tmp_path / ".unfinished-out"  # as a kill leaves it
+    left.mkdir()
+    for name in (".made_by_fsmde_jax", "half"):
+        (left / name).touch()
+    export.export(workdir, "orbax", tmp_path / "out")
+    assert {p.name for p in tmp_path.iterdir()} == {"out"}
+    names = {"params", "self_test.npz", "student.json", "README.md"}
+    assert {p.name for p in (tmp_path / "out").iterdir()} == names
+
+
+def test_a_full_disk_is_one_line_out_of_orbax_too(tmp_path):
+    """Its threads log a traceback; in a process of its own, which may write small files only."""
+    code = f"""
+import pathlib, resource
+import numpy as np
+from fsmde_jax import checkpoints, files, process
+process.set_up()
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+with process.errors_as_lines(), files.new_folder(pathlib.Path({str(tmp_path / "out")!r})) as folder:
+    checkpoints.save_tree(folder / "params", {{"a": np.random.normal(size=(300, 300))}})
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 1
+    said = f"error: {tmp_path / 'out'} cannot be written (the file is larger than allowed)"
+    assert done.stderr.splitlines()[-1] == said and "Traceback" not in done.stderr
+    assert not any(tmp_path.iterdir())
+
+
+def test_what_cannot_be_exported_is_named(workdir, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr("importlib.util.find_spec", lambda name: None)
+        with pytest.raises(UserError, match=r"--format=onnx needs the package onnx"):
+            export.export(workdir, "onnx", tmp_path / "out")
     with pytest.raises(UserError, match=r"--format=tflite: use one of orbax, stablehlo, onnx"):
         export.export(workdir, "tflite", tmp_path / "out")
     with pytest.raises(UserError, match="is there already"):
-        export.export(workdir, "orbax", tmp_path)
+        export.export(workdir, "orbax", workdir)
     with pytest.raises(UserError, match="is no run's folder"):
         export.export(tmp_path, "orbax", tmp_path / "out")
     (tmp_path / "file").touch()

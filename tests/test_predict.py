@@ -289,16 +289,40 @@ def test_what_stops_everything_is_named(workdir, tmp_path):
     (tmp_path / "bad.jpg").write_bytes(b"no")
     with pytest.raises(UserError, match=r"nothing could be predicted: .*bad\.jpg: the image is tr"):
         predict.predict(workdir, out, tmp_path / "bad.jpg")
+    assert not out.exists()
 
 
 def test_a_full_disk_is_named(workdir, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(np, "savez_compressed", lambda *_, **__: full())
     photo = picture(tmp_path / "a.png", (40, 80))
-    with pytest.raises(UserError, match=r"out cannot be written \(the disk is full\)"):
-        predict.predict(workdir, tmp_path / "out", photo, saves=("npz",))
+    with monkeypatch.context() as patch:
+        patch.setattr(np, "savez_compressed", lambda *_, **__: full())
+        with pytest.raises(UserError, match=r"out cannot be written \(the disk is full\)"):
+            predict.predict(workdir, tmp_path / "out", photo, saves=("depth", "npz"))
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+    left = tmp_path / ".unfinished-out"  # as a kill leaves it
+    left.mkdir()
+    for name in (".made_by_fsmde_jax", "half"):
+        (left / name).touch()
+    assert predict.predict(workdir, tmp_path / "out", photo, saves=("depth",)) == []
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"depth", "about.json"}
+    assert {path.name for path in tmp_path.iterdir()} == {"a.png", "out"}
+
+
+def test_photos_and_recordings_need_the_run_alone(workdir, root, tmp_path, monkeypatch):
+    """A run of an own rig, whose config's names say no size, moved; its data is gone."""
+    run = shutil.copytree(workdir, tmp_path / "moved")
+    values = json.loads((run / "config.json").read_text())
+    values["data"] |= {"data_dir": str(tmp_path / "gone"), "config_name": "night"}
+    (run / "config.json").write_text(json.dumps(values))
+    monkeypatch.chdir(tmp_path)
+    picture(tmp_path / "a.png", (80, 160))
+    for name, what in (("photo", Path("a.png")), ("ring", root / "raw")):
+        out = tmp_path / name
+        assert predict.predict(Path("moved"), out, what, max_samples=1, saves=("depth",)) == []
+        assert {Image.open(path).size for path in out.rglob("*.png")} == {(64, 32)}
 
 
 def _other_bins(config):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from fsmde_jax import sparsification
+from fsmde_jax.errors import UserError
 
 
 def test_curves_of_knowing_and_of_chance():
@@ -23,10 +24,15 @@ def test_curves_of_knowing_and_of_chance():
     )
 
 
-def test_report_is_written(tmp_path):
+def report(out, run="demo in demo"):
     error = np.linspace(0.1, 1.0, 200)
-    found = sparsification.curves(error, 1 - error)
-    text = sparsification.write(found, "A title.", tmp_path / "out")
+    return sparsification.write(sparsification.curves(error, 1 - error), "A title.", run, out)
+
+
+def test_report_is_written(tmp_path):
+    text = report(tmp_path / "out")
+    with pytest.raises(UserError, match=r"sparsification\.json is there already"):
+        report(tmp_path / "out", "demo in other")
     assert "| 50% | 0.32" in text
     assert json.loads((tmp_path / "out" / "sparsification.json").read_text())["ause"] == 0.0
     assert (tmp_path / "out" / "sparsification.png").stat().st_size > 1000

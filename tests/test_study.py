@@ -17,7 +17,16 @@ from absl import flags
 from ml_collections import config_flags
 from tiny_run import prepare_recording
 
-from fsmde_jax import cache_teacher, evaluate, metrics, results, stages, study, study_report
+from fsmde_jax import (
+    cache_teacher,
+    evaluate,
+    metrics,
+    process,
+    results,
+    stages,
+    study,
+    study_report,
+)
 from fsmde_jax.config import ConfigError
 from fsmde_jax.errors import UserError
 from fsmde_jax.protocols import PROTOCOLS
@@ -52,7 +61,7 @@ SUPERVISED = {
 class InProcess(subprocess.Popen):
     """Stands for `subprocess.Popen`: does what a command says without starting Python anew."""
 
-    def __init__(self, command, stdout, stderr):
+    def __init__(self, command, stdout, stderr, env):
         values = flags.FlagValues()
         config_flags.DEFINE_config_file("config", None, "", flag_values=values, lock_config=True)
         given = ("workdir", "checkpoint", "out")
@@ -88,21 +97,25 @@ class InProcess(subprocess.Popen):
 class Pretend(subprocess.Popen):
     """Stands for `subprocess.Popen`: leaves a run's figures, AbsRel being its learning rate.
 
-    An arm called "broken" fails.
+    An arm called "broken" fails, at one called "taken" another process is at work.
     """
 
     commands: list[str]  # so far, without "python -m"
+    environment: dict[str, str]  # of the last one
     interrupt_at: int | None  # how many of them come before Ctrl-C
 
-    def __init__(self, command, stdout, stderr):
+    def __init__(self, command, stdout, stderr, env):
         if len(self.commands) == self.interrupt_at:
             raise KeyboardInterrupt
         self.commands.append(" ".join(command[2:]))
+        Pretend.environment = env
         self.returncode = 0
         values = dict(part.removeprefix("--").split("=", 1) for part in command[3:])
         if "/broken/" in values.get("workdir", ""):
             stdout.write("error: it is broken\n")
             self.returncode = 1
+        elif "/taken/" in values.get("workdir", ""):
+            self.returncode = process.BUSY
         elif command[2] != "fsmde_jax.cache_teacher":
             out = values.get("out") or values["workdir"] + "/report"
             abs_rel = float(values.get("config.optimizer.learning_rate", 0.5))
@@ -242,6 +255,53 @@ def test_an_arm_that_fails_is_named_and_the_others_go_on(config, pretend, tmp_pa
     assert study.execute(plan) == ["broken:seed0", "broken:seed1"]
     assert "broken:seed0: FAILED" in caplog.text and "it is broken" in caplog.text
     assert plan.missing() == ["broken:seed0", "broken:seed1"]
+
+
+def test_a_cut_or_foreign_result_is_not_taken_for_done(config, pretend, tmp_path, caplog):
+    config = config.copy_and_resolve_references()
+    config.trials = {}
+    assert study.execute(Study(config, tmp_path)) == []
+    cut, foreign = tmp_path / "runs/vrkd/seed0/report", tmp_path / "runs/supervised/seed1/test"
+    content = (cut / "results.json").read_bytes()
+    (cut / "results.json").write_bytes(content[: len(content) // 2])
+    (foreign / "results.json").write_text('{"abs_rel": 0.1}')
+    plan = Study(config, tmp_path)
+    assert (cut / "results.json.unreadable").read_bytes() == content[: len(content) // 2]
+    assert caplog.text.count("is called results.json.unreadable now, and made again") == 2
+    assert plan.missing() == ["supervised:seed1"]
+    pretend.commands = []
+    assert study.execute(plan) == []
+    assert jobs_of(pretend.commands)[1:] == [
+        ("main", "vrkd/seed0"),
+        ("evaluate", "supervised/seed1"),
+    ]
+    assert (cut / "results.json").read_bytes() == content
+    assert plan.missing() == []
+
+
+def test_a_run_that_another_process_is_at_is_left_out(config, pretend, tmp_path, caplog):
+    config = config.copy_and_resolve_references()
+    config.arms = {"taken": SUPERVISED, "supervised": SUPERVISED}
+    config.trials = {}
+    plan = Study(config, tmp_path)
+    assert study.execute(plan) == []
+    assert "taken:seed1: left out, another process is at it" in caplog.text
+    assert plan.missing() == ["taken:seed0", "taken:seed1"]
+
+
+def test_processes_side_by_side_share_a_gpus_memory(config, pretend, tmp_path, monkeypatch):
+    name = "XLA_PYTHON_CLIENT_PREALLOCATE"
+    monkeypatch.delenv(name, raising=False)
+    plan = Study(config, tmp_path)
+    study.execute(plan, ["teacher"], at_once=2)
+    assert name not in pretend.environment  # the teacher's is alone
+    study.execute(plan, ["vrkd:trial0"], at_once=2)
+    assert pretend.environment[name] == "false"
+    study.execute(plan, ["vrkd:trial1"])
+    assert name not in pretend.environment
+    monkeypatch.setenv(name, "true")
+    study.execute(plan, ["supervised:trial0"], at_once=2)
+    assert pretend.environment[name] == "true"
 
 
 def test_an_arm_whose_trial_fails_has_no_seeds(config, pretend, tmp_path):
@@ -399,6 +459,33 @@ def test_an_interruption_lets_processes_save(tmp_path):
     finally:
         signal.signal(signal.SIGINT, before)
     assert (tmp_path / "one" / "saved").exists() and not (tmp_path / "two").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="by prctl, which Linux has")
+def test_runs_end_with_a_study_that_is_killed(tmp_path):
+    child = (
+        "import os, pathlib, time; from fsmde_jax import process; process.set_up()\n"
+        f"file = pathlib.Path({str(tmp_path)!r}, 'child'); file.write_text(str(os.getpid()))\n"
+        "file.rename(file.with_name('ready')); time.sleep(60)"
+    )
+    code = (
+        "import pathlib; from fsmde_jax import study\n"
+        f"job = (['python', '-c', {child!r}], pathlib.Path({str(tmp_path)!r}))\n"
+        "study._run_all({'a': job}, 1)"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
+    ready = tmp_path / "ready"
+    while not ready.exists():
+        assert parent.poll() is None
+        time.sleep(0.05)
+    os.kill(parent.pid, signal.SIGKILL)
+    parent.wait()
+    status = pathlib.Path(f"/proc/{ready.read_text()}/stat")
+    for _ in range(100):
+        if not status.exists() or ") Z " in status.read_text():
+            return
+        time.sleep(0.05)
+    pytest.fail("the run outlived its study")
 
 
 def test_the_command_refuses_a_wrong_study_in_one_line(tmp_path):

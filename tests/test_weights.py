@@ -1,5 +1,6 @@
 """Loading of foreign weights: what fits is used whole, what does not is named, all at once."""
 
+import hashlib
 import json
 
 import jax
@@ -10,9 +11,10 @@ from flax import nnx
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from fsmde_jax.models import mobilenet, resnet
+from fsmde_jax.models import mobilenet, resnet, weights
 from fsmde_jax.models.dpt import DPT, DPTConfig
 from fsmde_jax.models.hub_config import default_preprocessing, foundation_config
+from fsmde_jax.models.mini import MiniConfig
 from fsmde_jax.models.preprocess import Preprocessing
 from fsmde_jax.models.vit import ViT
 from fsmde_jax.models.weights import (
@@ -331,6 +333,96 @@ def test_an_encoder_of_another_architecture_is_one_line(tmp_path):
     with pytest.raises(WeightsError, match=r"another architecture.*encoder_weights") as error:
         load_encoder(tmp_path, model)
     assert "\n" not in str(error.value) and "config.student.size" in str(error.value)
+
+
+def relabelled(file, dtype, other):
+    """The file's header says `other` for `dtype`, which has as many bits."""
+    content = file.read_bytes()
+    size = int.from_bytes(content[:8], "little")
+    header = content[8 : 8 + size].replace(f'"{dtype}"'.encode(), f'"{other}"'.encode())
+    file.write_bytes(len(header).to_bytes(8, "little") + header + content[8 + size :])
+
+
+def read_all(file):
+    opened = weights._SafetensorsFile(file)
+    return {key: opened.read(key) for key in opened.shapes}
+
+
+def test_what_we_write_has_a_checksum_that_is_verified(tmp_path):
+    values = np.random.default_rng(0).normal(size=(16, 32)).astype(np.float32)
+    state = nnx.State({"out": {"kernel": nnx.Param(values)}})
+    arguments = (MiniConfig(), Preprocessing(size=(16, 16)), state)
+    save_foundation(tmp_path, *arguments, dtype=np.float16)
+    file, beside = tmp_path / "model.safetensors", tmp_path / "model.safetensors.sha256"
+    np.testing.assert_array_equal(read_all(file)["out.kernel"], values.astype(np.float16))
+    whole, digest = file.read_bytes(), hashlib.sha256(file.read_bytes()).hexdigest()
+    assert beside.read_text() == f"{digest}  model.safetensors\n"
+    flipped = whole[:-99] + bytes([whole[-99] ^ 1]) + whole[-98:]
+    for content in (flipped, whole[:-100], whole + b"0"):
+        file.write_bytes(content)
+        with pytest.raises(WeightsError, match=r"model\.safetensors is damaged: its SHA-256"):
+            read_all(file)
+    file.write_bytes(flipped)
+    save_foundation(tmp_path, *arguments, dtype=np.float16)
+    assert (tmp_path / "model.safetensors.before").read_bytes() == flipped
+    save_foundation(tmp_path, *arguments)  # what it wrote itself it replaces
+    assert not (tmp_path / "model.safetensors.before.2").exists()
+    np.testing.assert_array_equal(read_all(file)["out.kernel"], values)
+
+
+@pytest.mark.parametrize("name", weights.SHIPPED)
+def test_what_is_shipped_has_its_checksum(name):
+    file = weights.SHIPPED[name] / "model.safetensors"
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    assert file.with_name("model.safetensors.sha256").read_text().split()[0] == digest
+
+
+def test_files_of_the_hubs_cache_are_checked_by_their_names(folder, tmp_path):
+    """As huggingface_hub lays them out: large files by SHA-256, small ones by git's SHA-1."""
+    blobs, snapshot = tmp_path / "models--a--b/blobs", tmp_path / "models--a--b/snapshots/0"
+    for path in (blobs, snapshot):
+        path.mkdir(parents=True)
+    small, large = ((folder / n).read_bytes() for n in ("config.json", "model.safetensors"))
+    names = (hashlib.sha1(b"blob %d\0" % len(small) + small), hashlib.sha256(large))
+    for file, content, digest, read in (
+        (
+            snapshot / "config.json",
+            small,
+            names[0],
+            lambda file: read_foundation_config(file.parent),
+        ),
+        (snapshot / "model.safetensors", large, names[1], read_all),
+    ):
+        blob = blobs / digest.hexdigest()
+        blob.write_bytes(content)
+        file.symlink_to(f"../../blobs/{blob.name}")
+        read(file)
+        blob.write_bytes(content[:-2] + bytes([content[-2] ^ 1]) + content[-1:])
+        with pytest.raises(
+            WeightsError, match=rf"{file.name} is damaged: its checksum .*{blob.name}"
+        ):
+            read(file)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_values_that_are_not_finite_are_named(tmp_path, value):
+    tensors = {"fine": np.ones(3), "wrong": np.array([1.0, value, 2.0]), "count": np.arange(3)}
+    save_file(tensors, tmp_path / "a.safetensors")
+    with pytest.raises(WeightsError, match=r"a\.safetensors: wrong has 1 values that are not fini"):
+        read_all(tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize(("dtype", "other"), [("F16", "BF16"), ("BF16", "F16")])
+@pytest.mark.parametrize("scale", [0.002, 0.1])
+def test_another_16_bit_label_is_seen_in_a_strangers_file(tmp_path, dtype, other, scale):
+    names = {"F16": "float16", "BF16": "bfloat16"}
+    file = tmp_path / "model.safetensors"
+    kernel = (scale * np.random.default_rng(0).normal(size=(64, 64))).astype(names[dtype])
+    save_file({"norm": np.ones(8, names[dtype]), "kernel": kernel}, file)
+    read_all(file)
+    relabelled(file, dtype, other)
+    with pytest.raises(WeightsError, match=f" as if {names[dtype]} were labelled {names[other]}"):
+        read_all(file)
 
 
 def test_truncated_file_is_named(folder):

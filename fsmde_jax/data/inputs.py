@@ -20,7 +20,7 @@ from jaxtyping import Float, UInt8
 from ml_collections import ConfigDict
 from PIL import Image
 
-from fsmde_jax import prepare, rig
+from fsmde_jax import example, prepare, rig
 from fsmde_jax.data import photos, pipeline, prepared, recording
 from fsmde_jax.data.recording import RecordingError
 from fsmde_jax.errors import UserError
@@ -67,12 +67,17 @@ class Inputs(NamedTuple):
 
 
 def open_inputs(
-    path: Path | None, config: ConfigDict, split: str | None, focal_px: float | None
+    path: Path | None,
+    config: ConfigDict,
+    workdir: Path,
+    split: str | None,
+    focal_px: float | None,
 ) -> Inputs:
     """What lies at `path`; None is the dataset that the run was trained on.
 
     Args:
       config: the run's.
+      workdir: its folder. Unless `path` is None its dataset need not be there.
       split: of a dataset or recording; None is the run's `eval_split`.
       focal_px: of photos and videos, in pixels of the files.
     """
@@ -83,9 +88,9 @@ def open_inputs(
     if not path.exists():
         raise UserError(f"--input={path}: there is no such file or folder")
     if path.suffix.lower() in photos.VIDEO_SUFFIXES and path.is_file():
-        return _of_video(path, network_size(config), focal_px)
+        return _of_video(path, network_size(config, workdir), focal_px)
     if path.suffix.lower() in photos.IMAGE_SUFFIXES and path.is_file():
-        return _of_photos([path], network_size(config), focal_px)
+        return _of_photos([path], network_size(config, workdir), focal_px)
     for folder in (path, *path.glob("*.*.*")):  # of an older version, too, which is refused
         if (folder / prepared.RIG_FILE).is_file() and any(folder.glob("*.array_record*")):
             return _of_prepared(_split_of(folder, split), data.downscale)
@@ -94,26 +99,24 @@ def open_inputs(
             found = prepare.READERS[dataset].find(path)
         except FileNotFoundError:
             continue
-        return _of_recording(dataset, found, split, config)
+        return _of_recording(dataset, found, split, config, network_size(config, workdir))
     if path.is_file():
         raise UserError(
             f"--input={path}: not an image ({', '.join(photos.IMAGE_SUFFIXES)}), video "
             f"({', '.join(photos.VIDEO_SUFFIXES)}) or recording"
         )
-    return _of_photos(photos.find_photos(path), network_size(config), focal_px)
+    return _of_photos(photos.find_photos(path), network_size(config, workdir), focal_px)
 
 
-def network_size(config: ConfigDict) -> tuple[int, int]:
+def network_size(config: ConfigDict, workdir: Path) -> tuple[int, int]:
     """(height, width) of the images that a run's student was trained on."""
     named = re.match(r"(\d+)x(\d+)", config.data.config_name)
-    if config.data.dataset == "world":
-        height, width = config.world.image_size
-    elif named:  # `prepare`'s own names say it, and a run can be used without its data
-        height, width = map(int, named.groups())
-    else:
-        source, _ = pipeline.open_data(config.data, config.data.eval_split)
-        height, width = source.rig["prepared_size"]
-    return height // config.data.downscale, width // config.data.downscale
+    if (workdir / example.FILE).is_file() or not (named or config.data.dataset == "world"):
+        return example.read(config, workdir)[0]["image"].shape[1:3]
+    # A run of before, whose data may be gone: the config's names say it.
+    size = config.world.image_size if config.data.dataset == "world" else named.groups()
+    height, width = (int(side) // config.data.downscale for side in size)
+    return height, width
 
 
 def size_like(size: tuple[int, int], image_size: tuple[int, int]) -> tuple[int, int]:
@@ -158,10 +161,12 @@ def _of_sample(sample: dict[str, Any], downscale: int, problems: tuple[str, ...]
     )
 
 
-def _of_recording(dataset: str, found: Path, split: str, config: ConfigDict) -> Inputs:
+def _of_recording(
+    dataset: str, found: Path, split: str, config: ConfigDict, size: tuple[int, int]
+) -> Inputs:
     """Samples as `prepare` would store them, without storing them."""
     reader, scale = prepare.READERS[dataset], config.data.downscale
-    height, width = network_size(config)
+    height, width = size
     options = {"name": "predict", "image_size": (height * scale, width * scale)}
     builder = prepare.make_builder(dataset, tuple(options.items()))
     folder = tempfile.TemporaryDirectory(prefix="fsmde_jax_plan_")

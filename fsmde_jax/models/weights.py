@@ -3,10 +3,18 @@
 A table a family says which foreign key fills which parameter and how its axes change. Every key
 must be used once, every parameter filled, every shape agree; all violations are raised together,
 before a tensor is read. Tensors are read one at a time, straight onto their devices.
+
+Damage is looked for before anything is used: what this package writes and ships has its SHA-256
+beside it (`model.safetensors.sha256`, as sha256sum writes it; verified wherever there is one), and
+a file of the hub's cache is called by its own. Of any other file only this can be seen: that it is
+cut short, values that are not finite, and 16-bit kernels labelled as the other 16-bit type. A bit
+flipped in one of its weights cannot be seen while that stays finite: compare its checksum with one
+from where you got it.
 """
 
 import collections
 import dataclasses
+import hashlib
 import json
 import pathlib
 import re
@@ -21,6 +29,7 @@ from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from fsmde_jax import files
 from fsmde_jax.errors import UserError
 from fsmde_jax.models import hub_config
 from fsmde_jax.models.dpt import DPTConfig
@@ -347,13 +356,17 @@ class _SafetensorsFile:
 
     def __init__(self, file: pathlib.Path):
         self.file = file
+        _check_bytes(file)
         self.shapes = self._opened(
             lambda opened: {k: tuple(opened.get_slice(k).get_shape()) for k in opened.keys()}  # noqa: SIM118
         )
 
     def read(self, key: str) -> np.ndarray:
         """One tensor. The file is opened anew, or all that was read would stay mapped."""
-        return self._opened(lambda opened: opened.get_tensor(key))
+        tensor = self._opened(lambda opened: opened.get_tensor(key))
+        if problem := _implausible(tensor):
+            raise WeightsError(f"{self.file}: {key} {problem}. The file is damaged: fetch it again")
+        return tensor
 
     def _opened(self, use: Callable[[Any], Any]) -> Any:
         try:
@@ -365,6 +378,66 @@ class _SafetensorsFile:
             ) from error
 
 
+def _implausible(tensor: np.ndarray) -> str | None:
+    """In words, what no trained weights look like."""
+    if not jax.numpy.issubdtype(tensor.dtype, np.floating):
+        return None
+    if wrong := tensor.size - np.count_nonzero(np.isfinite(tensor)):
+        return f"has {wrong} values that are not finite"
+    if tensor.dtype.itemsize != 2 or tensor.ndim < 2 or tensor.size < 256:
+        return None
+    # bfloat16 read as float16 has its exponents squeezed around 1; float16 read as bfloat16 has
+    # them below anything that float16 can hold. Kernels of networks have neither.
+    some = np.abs(tensor.reshape(-1)[:: max(1, tensor.size // 4096)].astype(np.float32))
+    some = some[some > 0]
+    if some.size and np.median(some) < 2.0**-30:
+        return f"has values around {np.median(some):.0e}, as if float16 were labelled bfloat16"
+    if some.size and np.mean((some >= 0.25) & (some < 2.0)) > 0.98:
+        return "has hardly a value below 0.25, as if bfloat16 were labelled float16"
+    return None
+
+
+def _check_bytes(file: pathlib.Path) -> None:
+    """Refuses a file whose bytes are not those of the checksum beside it, or of its blob's name."""
+    blob = file.resolve()
+    if not blob.is_file():
+        return
+    if (beside := _checksum(file)) is not None:
+        if files.sha256(file) != beside:
+            raise WeightsError(
+                f"{file} is damaged: its SHA-256 is not that of {_checksum_file(file).name}. Fetch "
+                "or make it again; if you changed it yourself, delete the .sha256"
+            )
+    elif blob.parent.name == "blobs" and _BLOB.fullmatch(blob.name):
+        found = files.sha256(blob) if len(blob.name) == 64 else _git_sha1(blob)
+        if found != blob.name:
+            raise WeightsError(
+                f"{file} is damaged: its checksum is {found}, its name in the hub's cache {blob}. "
+                "Delete both and fetch it again"
+            )
+
+
+def _checksum_file(file: pathlib.Path) -> pathlib.Path:
+    return file.with_name(f"{file.name}.sha256")
+
+
+def _checksum(file: pathlib.Path) -> str | None:
+    """The SHA-256 that is written beside a file; "" if that says none, None if there is no such."""
+    beside = _checksum_file(file)
+    if not beside.is_file():
+        return None
+    found = re.search(r"\b[0-9a-f]{64}\b", beside.read_text(errors="replace").lower())
+    return found[0] if found else ""
+
+
+def _git_sha1(file: pathlib.Path) -> str:
+    """Git's name of a file's content, which the hub gives to small files."""
+    with file.open("rb") as opened:
+        begin = lambda: hashlib.sha1(b"blob %d\0" % file.stat().st_size)  # noqa: E731
+        return hashlib.file_digest(opened, begin).hexdigest()
+
+
+_BLOB = re.compile(r"[0-9a-f]{64}|[0-9a-f]{40}")  # large files (LFS) have a SHA-256
 _JSON_FILES = ("config.json", "preprocessor_config.json")
 _WEIGHTS_FILE = "model.safetensors"
 
@@ -428,6 +501,7 @@ def read_foundation_config(
 
 
 def _read_json(file: pathlib.Path, read: Callable[[Any], Any]) -> Any:
+    _check_bytes(file)
     try:
         return read(json.loads(file.read_text()))
     except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
@@ -460,17 +534,25 @@ def save_foundation(
     state: nnx.State,
     dtype: np.typing.DTypeLike = np.float32,
 ) -> None:
-    """Writes a checkpoint that `load_foundation` can read, and transformers one of a DPT."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Writes a checkpoint that `load_foundation` can read, and transformers one of a DPT.
+
+    One that is there is replaced; weights that were changed since are renamed.
+    """
     contents = (hub_config.to_json(config), preprocessing.to_hf())
     for name, content in zip(_JSON_FILES, contents, strict=True):
-        (folder / name).write_text(json.dumps(content, indent=2) + "\n")
+        files.write_json(folder / name, content, indent=2)
     tensors = {}
     for path, leaf in nnx.to_flat_state(state):
         key, axes = _foreign_key(".".join(map(str, path)), leaf[...].ndim, table_of(config))
         tensor = np.asarray(jax.device_get(leaf[...])).transpose(np.argsort(axes))
         tensors[key] = np.array(tensor, dtype, order="C")
-    save_file(tensors, folder / _WEIGHTS_FILE)
+    file = folder / _WEIGHTS_FILE
+    with files.replacing(file) as partial:
+        save_file(tensors, partial)
+        digest = files.sha256(partial)
+        if file.is_file() and files.sha256(file) not in (digest, _checksum(file)):
+            files.set_aside(file, "before")
+    files.write_text(_checksum_file(file), f"{digest}  {file.name}\n")
 
 
 def _foreign_key(path: str, ndim: int, table: Table) -> tuple[str, tuple[int, ...]]:
