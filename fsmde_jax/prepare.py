@@ -557,8 +557,14 @@ def _read_record(directory: Path) -> dict[str, Any]:
 
 
 def _refuse_other(directory: Path, there: dict[str, Any], asked: dict[str, Any]) -> None:
-    """Raises where a folder was made with another source or configuration."""
-    differ = [key for key in asked if key != "on_error" and there.get(key) != asked[key]]
+    """Raises where a folder was made with another source or configuration.
+
+    The recording of finished data may have moved, since its scenes are compared file by file; but
+    a plan on disk holds paths.
+    """
+    may_move = directory.name == prepared.VERSION and not (directory / PLAN_DIR).exists()
+    may_differ = {"on_error", "source"} if may_move else {"on_error"}
+    differ = [key for key in asked if key not in may_differ and there.get(key) != asked[key]]
     if differ:
         there_text = ", ".join(f"{key}={there.get(key)}" for key in differ)
         asked_text = ", ".join(f"{key}={asked[key]}" for key in differ)

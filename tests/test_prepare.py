@@ -3,6 +3,7 @@ import io
 import json
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -500,6 +501,17 @@ def test_a_run_that_finished_no_scene_stands_in_nobodys_way(raw, out):
         run(raw, out, config_name="mine")
     summary = run(raw, out, config_name="mine", image_size=NATIVE, on_error="skip")
     assert summary.samples["train"] == 5
+
+
+def test_a_recording_that_moved_is_the_same_one(raw, out, tmp_path):
+    run(raw, out)
+    shutil.copytree(raw, tmp_path / "moved")
+    shutil.rmtree(raw)
+    assert run(tmp_path / "moved", out).already_there
+    image = next((tmp_path / "moved").rglob("rgb/*/*"))
+    image.write_bytes(image.read_bytes()[:-1])
+    with pytest.raises(PrepareError, match=f"another version of .*{image.name}"):
+        run(tmp_path / "moved", out)
 
 
 def test_a_finished_dataset_is_left_alone_if_it_is_the_same(raw, out, tmp_path):
