@@ -72,6 +72,7 @@ def test_nuscenes_differs_from_ddad_in_the_data_alone(variant):
         ("objective.foundation_saturation", -1.0, r"config\.objective\.foundation_saturation"),
         ("data.min_depth_m", 300.0, r"config\.data\.min_depth_m"),
         ("data.zoom", 0.5, r"config\.data\.zoom"),
+        ("data.masks", "nowhere", r"config\.data\.masks='nowhere' is no folder"),
         ("evaluation.protocol", "monodepth", r"config\.evaluation\.protocol"),
         ("train.log_every", 0, r"config\.train\.log_every"),
     ],
