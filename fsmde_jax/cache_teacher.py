@@ -143,9 +143,9 @@ def _difference(
 def main(_) -> None:
     """The teacher's head if need be, then the cache or its verification."""
     process.set_up()
-    config = CONFIG.value
-    workdir = pathlib.Path(WORKDIR.value or f"runs/{config.name}")
+    workdir = pathlib.Path(WORKDIR.value or f"runs/{CONFIG.value.name}")
     try:
+        config = stages.planned(CONFIG.value, workdir)
         if interrupted := stages.run_stages(config, workdir):
             sys.exit(128 + interrupted)
         if VERIFY.value:

@@ -168,6 +168,8 @@ def _teacher() -> ConfigDict:
     teacher.soft_range = (-3.0, 1.5)
     teacher.soft_temperature = 0.15
     # A "teacher_head" run made before this one, a whole config; its folder becomes head_weights.
+    # Bins, range, canonical focal length and foundation model are this run's, and so is the data
+    # where its data.config_name is "" or the same.
     teacher.head_stage = placeholder(ConfigDict)
     teacher.dtype = "float32"
     return teacher

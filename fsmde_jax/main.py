@@ -35,6 +35,7 @@ def run(config: config_lib.ConfigDict) -> None:
         print(dry_run.report(config))
         return
     workdir = pathlib.Path(WORKDIR.value or f"runs/{config.name}")
+    config = stages.planned(config, workdir)
     if interrupted := stages.run(config, workdir):
         sys.exit(128 + interrupted)  # the shell's convention for a signal
     results = evaluate.evaluate_run(config, workdir)

@@ -196,7 +196,7 @@ def test_a_mirror_turns_every_field_and_twice_gives_the_sample(config):
 def test_a_field_that_no_augmentation_knows_is_refused_by_name(config, augmentation):
     _, placed, _ = one_sample(config)
     new = {**placed, "normals": np.zeros(placed["image"].shape, np.float32)}
-    with pytest.raises(ValueError, match="does not know what becomes of a sample's .'normals'."):
+    with pytest.raises(ValueError, match=r"does not know .* sample's \['normals'\]"):
         augmentation(new)
 
 
