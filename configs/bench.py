@@ -53,6 +53,7 @@ def get_config(variant: str = ""):
         run.train.log_every = 50
         run.train.checkpoint_every = 375
         variants[variant](run)
+    config.teacher.head_stage.data.config_name = ""  # the student's data
     if config.teacher.weights != "truth":
         config.teacher.source = "cached"
     config.train.eval_every = config.train.checkpoint_every

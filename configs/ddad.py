@@ -23,7 +23,9 @@ def get_config(variant: str = ""):
     """The full run, or `smoke`."""
     if variant not in ("", "smoke"):
         raise ValueError(f"configs/ddad.py has no variant {variant!r}; use configs/ddad.py:smoke")
-    return _smoke() if variant else _full()
+    config = _smoke() if variant else _full()
+    config.teacher.head_stage.data.config_name = ""  # the student's data
+    return config
 
 
 def _full():

@@ -64,5 +64,6 @@ def head_config():
     config = small_config()
     config.name = "demo_teacher_head"
     config.task = "teacher_head"
+    config.data.config_name = ""  # the student's data
     config.train.steps = 600
     return config

@@ -32,6 +32,7 @@ def get_config(variant: str = ""):
         _put_on_nuscenes(run)
         if variant == "smoke":
             run.data.eval_split = "train"
+    config.teacher.head_stage.data.config_name = ""  # the student's data
     return config
 
 

@@ -141,8 +141,8 @@ def _rigs(config: ConfigDict, batch: int) -> tuple[np.ndarray, np.ndarray]:
 
 def _jax_contestant(function: Callable, inputs: tuple, parameters: int) -> Contestant:
     """Compiled for these inputs, with the compiler's counts."""
-    lowered = jax.jit(function, compiler_options=compiler.inference_options()).lower(*inputs)
-    compiled = lowered.compile()
+    program = compiler.Program(function, compiler.inference_options())
+    lowered, compiled = program.compile(*inputs)
     on_device = jax.device_put(inputs)
     memory = compiled.memory_analysis()
     return Contestant(
@@ -252,8 +252,7 @@ def _step(config: ConfigDict, source: str = "online", **objective: float) -> Con
     train_step = train.make_train_step(config, task, model, mesh)
     state = init_state(*model.init(), train.make_optimizer(config), config.optimizer.ema_decay > 0)
     state = jax.device_put(state, sharding.replicated(mesh))
-    lowered = train_step.lower(state, model.frozen, teacher_state, batch)
-    compiled = lowered.compile()
+    lowered, compiled = train_step.compile(state, model.frozen, teacher_state, batch)
     memory = compiled.memory_analysis()
 
     def run() -> None:

@@ -166,10 +166,10 @@ def _difference(
 def main(_) -> None:
     """The teacher's head if need be, then the cache or its verification."""
     process.set_up()
-    config = CONFIG.value
-    workdir = pathlib.Path(WORKDIR.value or f"runs/{config.name}")
+    workdir = pathlib.Path(WORKDIR.value or f"runs/{CONFIG.value.name}")
     try:
         with process.errors_as_lines():
+            config = stages.planned(CONFIG.value, workdir)
             if interrupted := stages.run_stages(config, workdir):
                 sys.exit(128 + interrupted)
             if VERIFY.value:

@@ -1,7 +1,11 @@
 """What XLA is told when it compiles a student."""
 
+import contextlib
 import functools
 import math
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,10 +18,11 @@ _INFERENCE = _ONEDNN | {_YNNPACK: ""}
 # jax 0.12 cannot keep such a program in its cache, so every start compiles it (the demo's step:
 # 8 s, 3 s from the cache). 500 steps gain 6 s there; shorter runs would lose.
 _MIN_STEPS = 500
+_LOCK = threading.RLock()
 
 
 def step_options(steps: int) -> dict[str, bool | str]:
-    """`compiler_options` of `jax.jit` for the training step of a run of so many steps.
+    """Of the `Program` that is the training step of a run of so many steps.
 
     On CPUs whose XLA has oneDNN it convolves in a long run, while products and sums stay with
     YNNPACK; all else is XLA's choice. Figures are in fsmde_jax/reports/training_speed.md.
@@ -30,13 +35,48 @@ def inference_options() -> dict[str, bool | str]:
     return _where_onednn_is(_INFERENCE)
 
 
+class Program:
+    """A jitted function; where oneDNN convolves in it, it is not written into jax's cache.
+
+    XLA of jax 0.12 fails to serialise such a program, at times by a segmentation fault.
+
+    Args:
+      function: as for `jax.jit`.
+      options: `step_options` or `inference_options`.
+      arguments: what `jax.jit` takes besides.
+    """
+
+    def __init__(self, function: Callable, options: dict[str, bool | str], **arguments: Any):
+        self.jitted = jax.jit(function, compiler_options=options, **arguments)
+        self._scope = _nothing_written if options else contextlib.nullcontext
+
+    def __call__(self, *args: Any) -> Any:
+        """The function's result; compiles at the first call and for other shapes."""
+        with self._scope():
+            return self.jitted(*args)
+
+    def compile(self, *args: Any) -> tuple[jax.stages.Lowered, jax.stages.Compiled]:
+        """The program for arguments (or their shapes), before and after it is compiled."""
+        with self._scope():
+            lowered = self.jitted.lower(*args)
+            return lowered, lowered.compile()
+
+
+@contextlib.contextmanager
+def _nothing_written() -> Iterator[None]:
+    """Within it no program is written into jax's cache."""
+    key = "jax_persistent_cache_min_compile_time_secs"
+    with _LOCK:  # another thread must not take what is set here for what was before
+        seconds = getattr(jax.config, key)
+        jax.config.update(key, math.inf)
+        try:
+            yield
+        finally:
+            jax.config.update(key, seconds)
+
+
 def _where_onednn_is(options: dict[str, bool | str]) -> dict[str, bool | str]:
-    if not _has_onednn():
-        return {}
-    # XLA of jax 0.12 fails to serialise such a program, at times by a segmentation fault: this
-    # process writes nothing more into the cache.
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", math.inf)
-    return options
+    return options if _has_onednn() else {}
 
 
 @functools.cache
@@ -52,7 +92,7 @@ def _has_onednn() -> bool:
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
     try:
-        compiled = jax.jit(convolve, compiler_options=_INFERENCE).lower(image, kernel).compile()
+        _, compiled = Program(convolve, _INFERENCE).compile(image, kernel)
     except jax.errors.JaxRuntimeError:  # an option that this XLA does not know
         return False
     return "__onednn$convolution" in compiled.as_text()

@@ -172,6 +172,9 @@ def _data() -> ConfigDict:
     data.eval_batch_size = 8
     data.min_depth_m = 0.1
     data.max_depth_m = 200.0
+    # Folder of self-occlusion masks (fsmde_jax/masks.py): LiDAR on the own car does not supervise,
+    # nor does what is outside of the depth range. "": none. Evaluation has masks of its own.
+    data.masks = ""
     data.points_per_image = 8192  # LiDAR points drawn at random for training; evaluation uses all
     data.num_threads = 8
     data.num_workers = 0  # processes; 0 reads with threads of this process
@@ -251,6 +254,8 @@ def _teacher() -> ConfigDict:
     teacher.soft_range = (-3.0, 1.5)
     teacher.soft_temperature = 0.15
     # A "teacher_head" run made before this one, a whole config; its folder becomes head_weights.
+    # Bins, range, canonical focal length and foundation model are this run's, and so is the data
+    # where its data.config_name is "" or the same.
     teacher.head_stage = placeholder(ConfigDict)
     teacher.dtype = "float32"
     return teacher
@@ -382,6 +387,11 @@ def validate(config: ml_collections.ConfigDict) -> None:
         raise ConfigError(
             f"config.data.labelled_share={data.labelled_share} must be between 0 and 1; without "
             "unlabelled samples (config.data.keep_unlabelled) it has no effect"
+        )
+    if data.masks and not pathlib.Path(data.masks).is_dir():
+        raise ConfigError(
+            f"config.data.masks={data.masks!r} is no folder of self-occlusion masks "
+            "(fsmde_jax/masks.py); '' trains without"
         )
     if data.zoom < 1:
         raise ConfigError(f"config.data.zoom={data.zoom} must be at least 1, which is none")

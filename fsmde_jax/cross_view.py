@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from fsmde_jax.metrics import masked_median
+from fsmde_jax.precision import full_precision
 
 NAMES = ("scale_spread", "overlap_disagreement")
 
@@ -35,6 +36,7 @@ def scale_spread(scale: Float[Array, "b n"]) -> Float[Array, "b"]:
     return jnp.where(count > 1, spread, jnp.nan)
 
 
+@full_precision
 def overlap_disagreement(
     depth_m: Float[Array, "b n h w"],
     intrinsics: Float[Array, "b n 3 3"],

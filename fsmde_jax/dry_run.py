@@ -126,12 +126,12 @@ def _memory(config: ConfigDict, task: tasks.Task, model: Model, mesh: Mesh, batc
     split = jax.tree.map(lambda _: sharding.batch_sharding(mesh), batch)
     frozen, teacher = model.frozen, model.teacher_state
     step = make_train_step(config, task, model, mesh)
-    compiled = step.lower(
+    _, compiled = step.compile(
         place(state, everywhere),
         place(frozen, sharding.fsdp_sharding(frozen, mesh)),
         place(teacher, sharding.fsdp_sharding(teacher, mesh)),
         place(batch, split),
-    ).compile()
+    )
     memory = compiled.memory_analysis()
     total = (
         memory.argument_size_in_bytes

@@ -38,6 +38,7 @@ def run(config: config_lib.ConfigDict) -> None:
     if FORK.value:
         fork.fork(workdir, pathlib.Path(FORK.value))
         workdir = pathlib.Path(FORK.value)
+    config = stages.planned(config, workdir)
     if interrupted := stages.run(config, workdir):
         sys.exit(128 + interrupted)  # the shell's convention for a signal
     results = evaluate.evaluate_run(config, workdir)

@@ -34,7 +34,6 @@ from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import Any
 
-import jax
 import numpy as np
 from absl import app, flags
 from jaxtyping import Float
@@ -138,7 +137,7 @@ def _choose(saves: Sequence[str] | None, kind: str) -> tuple[str, ...]:
 
 def _runner(student) -> Callable[[Item], tuple[np.ndarray, np.ndarray]]:
     """Item -> (depth_m, confidence) [n h w]; compiled once for every number and size of images."""
-    function = jax.jit(export.inference(student), compiler_options=compiler.inference_options())
+    function = compiler.Program(export.inference(student), compiler.inference_options())
 
     def run(item: Item) -> tuple[np.ndarray, np.ndarray]:
         outputs = function(item.sample["image"][None], item.sample["intrinsics"][None])

@@ -5,18 +5,51 @@ import pathlib
 
 from ml_collections import ConfigDict
 
-from fsmde_jax import prepare, process, tasks, train
+from fsmde_jax import checkpoints, prepare, process, tasks, train
+from fsmde_jax.config import HEAD_FOLDER, validate
 from fsmde_jax.data import prepared
 from fsmde_jax.data.world import WorldConfig, write_world
 
 log = logging.getLogger(__name__)
 
 
+# Keys of `data` that a head's stage has from its run, unless it names data of its own.
+_SAME_DATA = ("dataset", "config_name", "train_split", "eval_split", "cameras", "labelled_scenes")
+_SAME_DATA += ("downscale", "masks")
+
+
+def planned(config: ConfigDict, workdir: pathlib.Path) -> ConfigDict:
+    """A copy of the config as it is run in `workdir`: it names its teacher's head.
+
+    A head that `teacher.head_stage` has yet to train will be in `workdir/teacher_head`. The stage
+    has from its run all that teacher and student must share. It also has its data, unless it names
+    other data (`data.config_name`).
+    """
+    config = config.copy_and_resolve_references()
+    stage = config.teacher.head_stage
+    if not _needs_head(config) or stage is None or config.teacher.head_weights:
+        return config
+    stage.mesh, stage.bins = config.mesh, config.bins
+    stage.student.canonical_focal_px = config.student.canonical_focal_px
+    for key in ("data_dir", "min_depth_m", "max_depth_m"):
+        stage.data[key] = config.data[key]
+    for key in ("weights", "size", "image", "resize", "position_offset", "train_neck"):
+        stage.teacher[key] = config.teacher[key]
+    own = (config.data.dataset, config.data.config_name)
+    if not stage.data.config_name or (stage.data.dataset, stage.data.config_name) == own:
+        for key in _SAME_DATA:
+            stage.data[key] = config.data[key]
+        stage.world = config.world
+    config.teacher.head_weights = str(_head_folder(workdir))
+    return config
+
+
 def run(config: ConfigDict, workdir: pathlib.Path) -> int | None:
-    """Trains the teacher's head, then `config` into `workdir`; what is done is not repeated.
+    """Trains the teacher's head, then `planned(config)` into `workdir`; not what is done.
 
     Returns the number of a signal that interrupted it, or None.
     """
+    config = planned(config, workdir)
     if (interrupted := run_stages(config, workdir)) or tasks.is_given(config):
         return interrupted
     return train.train(config, workdir)
@@ -25,27 +58,34 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> int | None:
 def run_stages(config: ConfigDict, workdir: pathlib.Path) -> int | None:
     """What comes before a run: the teacher's head in `workdir/teacher_head`, and the world's data.
 
-    `config` then names the head. Returns the number of a signal that interrupted it, or None.
+    What does not fit is refused before anything is made. Returns the number of a signal that
+    interrupted it, or None.
     """
+    config = planned(config, workdir)
     needs_teacher = tasks.make_task(config).build_teacher is not None
     if needs_teacher or config.task in ("teacher_head", "foundation"):
         tasks.foundation(config)  # a wrong name is refused before anything is rendered
-    stage = config.teacher.head_stage
-    needs_head = needs_teacher and config.teacher.binning == "head"
-    if needs_head and stage is not None and not config.teacher.head_weights:
-        folder = workdir / "teacher_head"
-        stage.data.data_dir, stage.mesh = config.data.data_dir, config.mesh
-        stage.data.labelled_scenes = config.data.labelled_scenes
-        if stage.data.config_name == config.data.config_name:
-            stage.world = config.world  # the same data, so the same world
-        for same in ("weights", "size", "image", "resize", "position_offset", "train_neck"):
-            stage.teacher[same] = config.teacher[same]
-        if interrupted := run(stage, folder):
+    head, stage = config.teacher.head_weights, config.teacher.head_stage
+    makes_head = stage is not None and head == str(_head_folder(workdir))
+    if makes_head:
+        validate(stage)
+    if _needs_head(config) and head:
+        if not makes_head or checkpoints.latest_step(pathlib.Path(head)) is not None:
+            tasks.check_head(config)
+        if makes_head and (interrupted := run(stage, pathlib.Path(head))):
             return interrupted
-        config.teacher.head_weights = str(folder)
     if config.data.dataset == "world":
         make_world(config)
     return None
+
+
+def _needs_head(config: ConfigDict) -> bool:
+    needs_teacher = tasks.make_task(config).build_teacher is not None
+    return needs_teacher and config.teacher.binning == "head"
+
+
+def _head_folder(workdir: pathlib.Path) -> pathlib.Path:
+    return workdir / HEAD_FOLDER
 
 
 def make_world(config: ConfigDict) -> None:

@@ -311,9 +311,8 @@ def load_teacher_weights(config: ConfigDict, state: nnx.State, mesh: Mesh) -> nn
     parts = nnx.State({"foundation": loaded})
     frozen = _pick(parts, kept)
     folder = pathlib.Path(config.teacher.head_weights)
-    identity = _head_identity(config, checkpoints.fingerprint(frozen))
-    told = _head_identity(load_config(folder), None) if (folder / CONFIG_FILE).is_file() else {}
-    trained = checkpoints.load_params(folder, learned, identity, told=told)
+    identity = _head_identity(config) | {"foundation": checkpoints.fingerprint(frozen)}
+    trained = checkpoints.load_params(folder, learned, identity, told=_told_of_head(folder))
     trained = jax.device_put(trained, sharding.fsdp_sharding(trained, mesh))
     return nnx.merge_state(frozen, trained)
 
@@ -354,14 +353,39 @@ def _pick(state: nnx.State, like: nnx.State) -> nnx.State:
     return nnx.from_flat_state([(path, found[path]) for path, _ in nnx.to_flat_state(like)])
 
 
-def _head_identity(config: ConfigDict, foundation_fingerprint: str | None) -> dict[str, Any]:
-    """What a trained binning head must share with the teacher that takes it."""
+def check_head(config: ConfigDict) -> None:
+    """Refuses `teacher.head_weights` that do not fit the run, as far as its config says.
+
+    Whether its foundation model is the teacher's is asked when that is read.
+    """
+    folder = pathlib.Path(config.teacher.head_weights)
+    try:
+        told = _told_of_head(folder)
+        checkpoints.load_params(folder, {}, _head_identity(config), told=told)
+    except checkpoints.CheckpointError as error:
+        raise ConfigError(
+            f"config.teacher.head_weights={str(folder)!r} does not fit this run. {error}"
+        ) from error
+
+
+def _head_identity(config: ConfigDict) -> dict[str, Any]:
+    """What a trained binning head must share with the teacher that takes it, and its config says.
+
+    With the fingerprint of the foundation model under it, it is a checkpoint's.
+    """
     return {
         "task": "teacher_head",
-        "bins": config.bins.to_dict(),
+        "bins": config.bins.to_dict(),  # how centers are made, too
+        "min_depth_m": config.data.min_depth_m,
+        "max_depth_m": config.data.max_depth_m,
+        "canonical_focal_px": config.student.canonical_focal_px,
         "neck": config.teacher.train_neck,
-        "foundation": foundation_fingerprint,
     }
+
+
+def _told_of_head(folder: pathlib.Path) -> dict[str, Any]:
+    """The identity that a head's config.json tells, for what its checkpoint says nothing of."""
+    return _head_identity(load_config(folder)) if (folder / CONFIG_FILE).is_file() else {}
 
 
 def identity(config: ConfigDict, teacher: str | None) -> dict[str, Any]:
@@ -371,7 +395,7 @@ def identity(config: ConfigDict, teacher: str | None) -> dict[str, Any]:
     """
     dataset = {"dataset": config.data.dataset}
     if config.task == "teacher_head":
-        return _head_identity(config, teacher) | dataset
+        return _head_identity(config) | {"foundation": teacher} | dataset
     if config.task == "foundation":
         return {"task": "foundation", "foundation": config.teacher.size} | dataset
     sizes = {"student": config.student.to_dict(), "bins": config.bins.to_dict()}

@@ -65,29 +65,40 @@ def make_schedule(config: ConfigDict) -> optax.Schedule:
 
 
 def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
-    """AdamW or Muon after clipping gradients; biases, norms and the like do not decay.
+    """AdamW or Muon after clipping gradients; only matrices decay (`_matrix_axes`).
 
     Muon (https://kellerjordan.github.io/posts/muon) takes a kernel for a matrix from all its
     inputs to its outputs; its updates are as large as AdamW's (arXiv 2502.16982, section 2.2), so
-    learning rates compare. Biases, norms and the like stay with AdamW.
+    learning rates compare. What is no matrix stays with AdamW.
     """
     rate, decay = make_schedule(config), config.optimizer.weight_decay
     match config.optimizer.name:
         case "adamw":
-            kernels = functools.partial(jax.tree.map, lambda leaf: leaf.ndim > 1)
-            update = optax.adamw(rate, weight_decay=decay, mask=kernels)
+            update = optax.adamw(rate, weight_decay=decay, mask=_are_matrices)
         case "muon":
             update = optax.contrib.muon(
                 rate,
                 weight_decay=decay,
-                muon_weight_dimension_numbers=functools.partial(jax.tree.map, _matrix_axes),
+                muon_weight_dimension_numbers=functools.partial(
+                    jax.tree.map_with_path, _matrix_axes
+                ),
                 consistent_rms=0.2,
             )
     return optax.chain(optax.clip_by_global_norm(config.optimizer.clip_norm), update)
 
 
-def _matrix_axes(leaf: Array) -> optax.contrib.MuonDimensionNumbers | None:
-    if leaf.ndim < 2:
+def _are_matrices(params: Any) -> Any:
+    return jax.tree.map_with_path(lambda *leaf: _matrix_axes(*leaf) is not None, params)
+
+
+def _matrix_axes(path: tuple, leaf: Array) -> optax.contrib.MuonDimensionNumbers | None:
+    """Axes of a kernel that mixes channels; None for biases, norms, embeddings.
+
+    A depthwise kernel is none either: a filter for each channel, with nothing to make orthogonal.
+    """
+    depthwise = leaf.ndim == 4 and leaf.shape[-2] == 1
+    is_kernel = any(getattr(key, "key", None) == "kernel" for key in path)
+    if not is_kernel or leaf.ndim < 2 or depthwise:
         return None
     *inputs, output = range(leaf.ndim)
     return optax.contrib.MuonDimensionNumbers(tuple(inputs), output)
@@ -95,7 +106,7 @@ def _matrix_axes(leaf: Array) -> optax.contrib.MuonDimensionNumbers | None:
 
 def make_train_step(
     config: ConfigDict, task: tasks.Task, model: Model, mesh: Mesh
-):  # -> jitted (state, frozen, teacher_state, batch) -> (state, scalars)
+) -> compiler.Program:  # (state, frozen, teacher_state, batch) -> (state, scalars)
     """The jitted update; the state is donated, metrics come back on every device."""
     optimizer, schedule = make_optimizer(config), make_schedule(config)
     ema_decay = config.optimizer.ema_decay
@@ -134,11 +145,11 @@ def make_train_step(
         return kept.replace(halted=halted), scalars
 
     replicated = sharding.replicated(mesh)
-    return jax.jit(
+    return compiler.Program(
         step,
+        compiler.step_options(config.train.steps),
         donate_argnums=0,
         out_shardings=(replicated, replicated),
-        compiler_options=compiler.step_options(config.train.steps),
     )
 
 

@@ -13,17 +13,18 @@ BINS = 256
 
 
 def trivial_depth(config: ConfigDict, cameras: tuple[str, ...]) -> Float[np.ndarray, "n h w"]:
-    """Per camera and cell of `GRID`, the median LiDAR depth of the training split.
+    """Per camera and cell of `GRID`, the median LiDAR depth of the training split's labels.
 
     The median is read from histograms in log depth, so memory does not grow with the dataset;
     a cell without points takes the median of the smallest block of cells around it that has some.
     """
     source, _ = pipeline.open_data(config.data, config.data.train_split)
+    labels_of = pipeline.labels_of(source, config.data)
     rows, columns = GRID
     log_range = np.log([config.data.min_depth_m, config.data.max_depth_m])
     counts = np.zeros((len(cameras), rows, columns, BINS), np.uint32)
     for index in tqdm(range(len(source)), desc="trivial predictor", disable=len(source) < 500):
-        sample = source[index]
+        sample = labels_of(source[index])
         of_image = lidar.slices_of(sample)
         for i, name in enumerate(sample["camera_names"]):
             points = of_image[i]

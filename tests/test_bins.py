@@ -158,6 +158,13 @@ def test_confidence_falls_with_the_spread_of_log_depth():
     np.testing.assert_allclose(confidence, expected, rtol=1e-3)
 
 
+def test_confidence_is_right_where_it_is_nearly_certain():
+    """1e-4 apart at 150 m: squares of the logarithm, 25, differ by less than float32 can say."""
+    centers_m = jnp.array([[[150.0, 150.0 * np.exp(2e-4)]]], jnp.float32)
+    found = Bins(jnp.zeros((1, 1, 1, 1, 2)), centers_m, depth_m=None).confidence.item()
+    assert -np.log(found) == pytest.approx(1e-4, rel=0.05)
+
+
 def test_depth_of_certain_bins_is_their_center():
     logits = jnp.full((1, 1, 1, 1, 3), -50.0).at[..., 1].set(50.0)
     depth_m = expected_depth(jax.nn.softmax(logits), jnp.array([[[1.0, 5.0, 9.0]]]))

@@ -5,17 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.experimental.compilation_cache import compilation_cache
 
 from fsmde_jax import compiler, export
 from fsmde_jax.models.student import Student, StudentConfig
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cached_again():
-    """After these tests programs are written into the cache as before."""
-    seconds = jax.config.jax_persistent_cache_min_compile_time_secs
-    yield
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", seconds)
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +45,7 @@ def test_a_student_predicts_the_same(options, student, rig):
     student.eval()
     depths, texts = [], []
     for chosen in ({}, compiler.inference_options()):
-        predict = jax.jit(export.inference(student), compiler_options=chosen).lower(*rig).compile()
+        _, predict = compiler.Program(export.inference(student), chosen).compile(*rig)
         depths.append(predict(*rig)[0])
         texts.append(predict.as_text())
     assert ["__onednn$convolution" in text for text in texts] == [False, True]
@@ -77,7 +70,7 @@ def test_a_student_has_the_same_depth_and_gradients(options, student, rig):
 
     results, texts = [], []
     for chosen in ({}, options):
-        step = jax.jit(jax.value_and_grad(loss), compiler_options=chosen).lower(params).compile()
+        _, step = compiler.Program(jax.value_and_grad(loss), chosen).compile(params)
         results.append(step(params))
         texts.append(step.as_text())
     assert [text.count("__onednn$convolution") > 10 for text in texts] == [False, True]
@@ -90,9 +83,33 @@ def test_a_student_has_the_same_depth_and_gradients(options, student, rig):
         np.testing.assert_allclose(leaf, other, rtol=1e-3, atol=1e-5 * scale)
 
 
-def test_no_such_program_is_written_into_the_cache(options):
-    """To serialise it ends jax 0.12 by a segmentation fault at times."""
-    assert jax.config.jax_persistent_cache_min_compile_time_secs == np.inf
+@pytest.fixture
+def cache(tmp_path):
+    """A folder that jax writes every program into, however quickly it was compiled."""
+    keys = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before = {key: getattr(jax.config, key) for key in keys}
+    for key, value in zip(keys, (str(tmp_path), 0.0), strict=True):
+        jax.config.update(key, value)
+    compilation_cache.reset_cache()
+    yield tmp_path
+    for key, value in before.items():
+        jax.config.update(key, value)
+    compilation_cache.reset_cache()
+
+
+@pytest.mark.parametrize("call", [True, False])
+def test_a_program_with_onednn_alone_is_not_written_into_the_cache(cache, call):
+    """To serialise one ends jax 0.12 by a segmentation fault at times; others are written."""
+    x = np.arange(4.0)
+
+    def program(factor, options):
+        made = compiler.Program(lambda x: factor * x, options)
+        return made(x) if call else made.compile(x)
+
+    program(3.0, {"xla_cpu_use_onednn": False})  # any option stands for oneDNN's
+    assert not list(cache.iterdir())
+    program(5.0, {})
+    assert list(cache.iterdir())
 
 
 def test_short_runs_and_other_devices_are_left_to_xla(monkeypatch, unasked):

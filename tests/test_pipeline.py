@@ -9,11 +9,12 @@ import time
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 from tiny_run import prepare_recording, tiny_config
 
 from fsmde_jax import rig, sharding
 from fsmde_jax.config import ConfigError
-from fsmde_jax.data import augment, pipeline
+from fsmde_jax.data import augment, lidar, pipeline
 
 
 @pytest.fixture(scope="module")
@@ -158,9 +159,53 @@ def test_flip_is_its_own_inverse_and_swaps_sides(config):
     np.testing.assert_array_equal(flipped["image"][left], placed["image"][right][:, ::-1])
     yaw = rig.yaw_rad(placed["vehicle_from_camera"])
     np.testing.assert_allclose(rig.yaw_rad(flipped["vehicle_from_camera"])[left], yaw[left], 1e-4)
+
+
+def placed_with_everything(config):
+    """A sample with every field that `place_on_rig` knows, of values that no mirror keeps."""
+    sample, _, cameras = one_sample(config)
+    rng = np.random.default_rng(1)
+    n, height, width, _ = sample["images"].shape
+    extra = {
+        "prepared_images": rng.integers(0, 256, (n, 2 * height, 2 * width, 3)).astype(np.uint8),
+        "dense_depth_m": rng.uniform(1, 9, (n, height, width)).astype(np.float32),
+        "prediction": rng.uniform(1, 9, (n, 7, 9)).astype(np.float32),
+        "covered": np.arange(n) == 1,  # a camera of one side
+    }
+    placed = pipeline.place_on_rig(
+        {**sample, **extra}, cameras, 1000, with_dense=True, with_native=True
+    )
+    placed["native_size"] += np.arange(n, dtype=np.int32)[:, None]
+    return placed
+
+
+def test_a_mirror_turns_every_field_and_twice_gives_the_sample(config):
+    placed = placed_with_everything(config)
+    flipped = augment.flip_rig(placed)
     again = augment.flip_rig(flipped)
-    for name in placed:
-        np.testing.assert_allclose(again[name], placed[name], atol=1e-4)
+    assert placed.keys() == again.keys()
+    for name, value in placed.items():
+        np.testing.assert_allclose(again[name], value, atol=1e-4, err_msg=name)
+        if name not in ("sample_index", "camera_mask"):
+            assert not np.array_equal(flipped[name], value), name
+    order = rig.mirror_order(placed["vehicle_from_camera"], placed["camera_mask"])
+    for name in ("teacher_image", "dense_depth_m", "prediction"):
+        np.testing.assert_array_equal(flipped[name], placed[name][order][:, :, ::-1])
+    points, mirrored = placed["lidar_uv"][order], flipped["lidar_uv"]
+    last = placed["native_size"][order][:, None, 1] - 1
+    np.testing.assert_array_equal(mirrored[..., 0], last - points[..., 0])
+    np.testing.assert_array_equal(mirrored[..., 1], points[..., 1])
+
+
+@pytest.mark.parametrize(
+    "augmentation",
+    [augment.flip_rig, lambda s: augment.zoom_rig(s, 2.0, np.random.default_rng(0))],
+)
+def test_a_field_that_no_augmentation_knows_is_refused_by_name(config, augmentation):
+    _, placed, _ = one_sample(config)
+    new = {**placed, "normals": np.zeros(placed["image"].shape, np.float32)}
+    with pytest.raises(ValueError, match=r"does not know .* sample's \['normals'\]"):
+        augmentation(new)
 
 
 def test_flipped_points_lie_on_the_same_image_content(config):
@@ -247,6 +292,39 @@ def test_colour_jitter_is_brightness_then_contrast_then_saturation(per_camera):
     expected = np.clip((stronger - grey) * draws[2] + grey, 0, 255)
     out = augment.colour_jitter(image, 0.4, per_camera, np.random.default_rng(0))
     np.testing.assert_allclose(out, expected, atol=0.501)
+
+
+def test_lidar_outside_of_the_depth_range_does_not_supervise(config, mesh):
+    """And none is drawn in vain: an image has as many labels as there are inside, up to 64."""
+    few = config.copy_and_resolve_references()
+    few.data.min_depth_m, few.data.max_depth_m, few.data.flip_probability = 5.0, 20.0, 0.0
+    (batch,) = load(few, mesh)
+    depth_m = batch["lidar_depth_m"]
+    source, cameras = pipeline.open_data(few.data, "train")
+    outside = 0
+    for index, found in zip(batch["sample_index"], depth_m, strict=True):
+        sample = source[int(index)]
+        for i, points in enumerate(lidar.slices_of(sample)):
+            there = sample["lidar_depth_m"][points]
+            inside = there[(there > 5.0) & (there < 20.0)]
+            outside += len(there) - len(inside)
+            labels = found[cameras.index(sample["camera_names"][i])]
+            assert (labels > 0).sum() == min(64, len(inside))
+            assert set(labels[labels > 0].tolist()) <= set(inside.tolist())
+    assert outside > 0
+
+
+def test_lidar_on_the_own_car_does_not_supervise_where_masks_are_given(config, mesh, tmp_path):
+    masked = config.copy_and_resolve_references()
+    masked.data.flip_probability, masked.data.masks = 0.0, str(tmp_path)
+    road = np.full((32, 64), 255, np.uint8)
+    road[20:] = 0
+    for camera in masked.data.cameras:
+        Image.fromarray(road).save(tmp_path / f"{camera}.png")
+    (plain,), (batch,) = load(config, mesh), load(masked, mesh)
+    rows = [b["lidar_xy"][b["lidar_depth_m"] > 0][:, 1] for b in (plain, batch)]
+    assert rows[0].max() > 20 > rows[1].max()
+    assert len(rows[1]) > 0
 
 
 def test_another_rig_is_refused_with_both_names(config):

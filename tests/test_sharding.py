@@ -79,4 +79,4 @@ def test_no_recompilation_after_the_first_step(config, host_batches):
     step = OneStep(config, 8)
     for batch in host_batches:
         step.run(batch)
-    assert step.step._cache_size() == 1
+    assert step.step.jitted._cache_size() == 1

@@ -44,6 +44,7 @@ def run(tmp_path_factory):
     root = tmp_path_factory.mktemp("demo")
     config = shrink(DEMO["get_config"](), root / "data")
     shrink(config.teacher.head_stage, root / "data")
+    config = stages.planned(config, root / "run")
     assert stages.run(config, root / "run") is None
     return config, root / "run"
 
@@ -258,6 +259,81 @@ def test_the_heads_stage_trains_on_the_runs_own_world(tmp_path, monkeypatch):
     monkeypatch.setattr(stages, "make_world", lambda config: None)
     assert stages.run_stages(config, tmp_path) is None
     assert trained[0].world.train_scenes == 3
-    config.teacher.head_weights, config.teacher.binning = "", "soft"
+    config.teacher.binning = "soft"
     assert stages.run_stages(config, tmp_path) is None
     assert len(trained) == 1  # soft bins need no head
+
+
+CHANGED = {
+    "bins.num_bins": 16,
+    "bins.centers_of": "rig",
+    "student.canonical_focal_px": 99.0,
+    "data.min_depth_m": 1.0,
+    "data.max_depth_m": 80.0,
+}
+CHANGED_DATA = {
+    "data.config_name": "elsewhere",
+    "data.cameras": ("A", "B"),
+    "data.train_split": "val",
+    "data.downscale": 2,
+    "data.labelled_scenes": 3,
+    "world.seed": 7,
+}
+
+
+def test_a_heads_stage_has_what_its_run_has(tmp_path):
+    config = DEMO["get_config"]()
+    config.update_from_flattened_dict(CHANGED | CHANGED_DATA | {"data.data_dir": "there"})
+    before = config.to_json()
+    planned = stages.planned(config, tmp_path)
+    assert config.to_json() == before  # it is the caller's
+    assert planned.teacher.head_weights == str(tmp_path / "teacher_head")
+    stage = planned.teacher.head_stage
+    assert (stage.task, stage.train.steps, stage.optimizer.ema_decay) == ("teacher_head", 600, 0.0)
+    for key in (*CHANGED, *CHANGED_DATA, "data.data_dir"):
+        section, name = key.split(".")
+        assert stage[section][name] == config[section][name], key
+
+
+def test_a_heads_stage_may_name_data_of_its_own(tmp_path):
+    config = DEMO["get_config"]()
+    config.update_from_flattened_dict(CHANGED | {"data.labelled_scenes": 3})
+    own = config.teacher.head_stage
+    own.data.config_name, own.world.seed = "another_world", 5
+    stage = stages.planned(config, tmp_path).teacher.head_stage
+    assert (stage.data.config_name, stage.world.seed) == ("another_world", 5)
+    assert stage.data.labelled_scenes == 0
+    assert (stage.bins.num_bins, stage.data.max_depth_m) == (16, 80.0)  # these must agree
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("bins.num_bins", 16, r"bins is {.*'num_bins': 8.* in the checkpoint, {.*'num_bins': 16"),
+        ("data.max_depth_m", 80.0, "max_depth_m is 200.0 in the checkpoint, 80.0 in the config"),
+        ("data.min_depth_m", 1.0, "min_depth_m is 0.1 in the checkpoint, 1.0 in the config"),
+        ("student.canonical_focal_px", 99.0, "focal_px is 178.77 in the checkpoint, 99.0 in"),
+    ],
+)
+@pytest.mark.parametrize("given", [True, False])
+def test_a_head_that_does_not_fit_is_refused_before_anything_runs(
+    run, given, key, value, message, tmp_path
+):
+    """One that is named, or that of a stage that is done."""
+    config, workdir = run
+    config = config.copy_and_resolve_references()
+    config.data.data_dir = str(tmp_path / "data")
+    if given:
+        config.teacher.head_weights, workdir = str(workdir / "teacher_head"), tmp_path / "run"
+    config.update_from_flattened_dict({key: value})
+    with pytest.raises(ConfigError, match=rf"head_weights='.*' does not fit.*{message}"):
+        stages.run(config, workdir)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_head_that_is_not_there_is_refused_before_anything_runs(tmp_path):
+    config = DEMO["get_config"]()
+    config.data.data_dir, config.teacher.head_weights = str(tmp_path), str(tmp_path / "nowhere")
+    with pytest.raises(ConfigError, match=r"nowhere' does not fit.* holds no run"):
+        stages.run(config, tmp_path / "run")
+    assert not list(tmp_path.iterdir())

@@ -81,11 +81,13 @@ class InProcess(subprocess.Popen):
     def _do(self, module, values):
         if module == "fsmde_jax.main":
             workdir = pathlib.Path(values.workdir)
-            assert stages.run(values.config, workdir) is None
-            evaluate.evaluate_run(values.config, workdir)
+            config = stages.planned(values.config, workdir)
+            assert stages.run(config, workdir) is None
+            evaluate.evaluate_run(config, workdir)
         elif module == "fsmde_jax.cache_teacher":
-            assert stages.run_stages(values.config, pathlib.Path(values.workdir)) is None
-            cache_teacher.build(values.config)
+            config = stages.planned(values.config, pathlib.Path(values.workdir))
+            assert stages.run_stages(config, pathlib.Path(values.workdir)) is None
+            cache_teacher.build(config)
         else:
             assert module == "fsmde_jax.evaluate"
             evaluate._run(values)

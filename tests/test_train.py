@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from tiny_run import prepare_recording, tiny_config
 
 from fsmde_jax import (
@@ -30,6 +31,8 @@ from fsmde_jax import (
 from fsmde_jax import config as config_lib
 from fsmde_jax.data import pipeline
 from fsmde_jax.errors import UserError
+from fsmde_jax.models.conv_norm import ConvNorm
+from fsmde_jax.models.vit import ViT, ViTConfig
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +94,39 @@ def test_muon_turns_kernels_by_orthogonal_matrices_as_large_as_adamws_updates(co
     rate = config.optimizer.learning_rate
     assert np.std(updates["kernel"]) == pytest.approx(0.2 * rate, rel=0.3)
     np.testing.assert_allclose(np.abs(updates["bias"]), rate, rtol=0.5)  # Nesterov's first step
+
+
+class Parts(nnx.Module):
+    """What networks of this package are made of."""
+
+    def __init__(self):
+        rngs = nnx.Rngs(0)
+        self.plain = ConvNorm(4, 8, kernel=3, rngs=rngs)
+        self.depthwise = ConvNorm(8, 8, kernel=3, depthwise=True, rngs=rngs)
+        config = ViTConfig((32, 32), hidden_size=8, num_layers=1, num_heads=2, layer_scale=True)
+        self.vit = ViT(config, rngs=rngs)
+        self.linear = nnx.Linear(4, 8, rngs=rngs)
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_embeddings_depthwise_kernels_and_norms_neither_decay_nor_turn_by_muon(config, name):
+    config = config.copy_and_resolve_references()
+    config.optimizer.update({"name": name, "warmup_fraction": 0.0, "weight_decay": 0.1})
+    optimizer = train.make_optimizer(config)
+    shapes = nnx.state(nnx.eval_shape(Parts), nnx.Param)
+    params = jax.tree.map(lambda leaf: jnp.ones(leaf.shape), shapes)
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    updates, opt_state = optimizer.update(zeros, optimizer.init(params), params)
+    moved = {
+        ".".join(map(str, path)) for path, leaf in nnx.to_flat_state(updates) if jnp.any(leaf[...])
+    }
+    inner = {f"attention.{part}" for part in ("query", "key", "value", "output")}
+    inner = {f"vit.blocks.0.{part}.kernel" for part in inner | {"mlp_in", "mlp_out"}}
+    matrices = inner | {"plain.conv.kernel", "linear.kernel", "vit.patch_embedding.kernel"}
+    assert moved == matrices
+    if name == "muon":
+        by_muon = opt_state[1].inner_states["muon"].inner_state[0].mu
+        assert len(jax.tree.leaves(by_muon)) == len(matrices)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])

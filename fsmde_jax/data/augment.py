@@ -1,13 +1,21 @@
 """Augmentation that keeps geometry true; numpy, on one sample of the rig (batch fields, no `b`)."""
 
+from collections.abc import Iterable
+
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Int, Real, UInt8
 from PIL import Image
 
 from fsmde_jax import rig
 
 # Luma of ITU-R BT.601, as image libraries use it for saturation.
 LUMA = np.array([0.299, 0.587, 0.114])
+
+# Fields of `pipeline.place_on_rig` by what a mirror does to them: maps [n h w ...] are mirrored,
+# what is of a camera (or of its points) goes with it, what is of the sample stays.
+MAPS = ("image", "teacher_image", "dense_depth_m", "prediction")
+OF_CAMERA = ("camera_mask", "lidar_depth_m", "native_size", "covered")
+OF_SAMPLE = ("sample_index",)
 
 
 def colour_jitter(
@@ -40,8 +48,12 @@ def zoom_rig(
 ) -> dict[str, np.ndarray]:
     """Every camera zooms in on a random window, by a factor of 1 to `largest` on both sides.
 
-    Images are interpolated, depth is not; points outside of the window are dropped.
+    Images are interpolated, depth is not; points outside of the window are dropped. Raises
+    ValueError for a field that it does not know.
     """
+    known = {"image", "teacher_image", "dense_depth_m", "camera_mask", "intrinsics"}
+    known |= {"vehicle_from_camera", "lidar_xy", "lidar_depth_m", "sample_index"}
+    _refuse_unknown(sample, known, "zoom_rig")
     n, height, width, _ = sample["image"].shape
     factors = np.exp(rng.uniform(0.0, np.log(largest), n))
     size = np.array([width, height]) / factors[:, None]  # of the windows, in pixels
@@ -77,20 +89,32 @@ def zoom_rig(
 
 
 def flip_rig(sample: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The sample in a mirror: images, LiDAR, intrinsics and poses; left and right cameras swap."""
+    """The sample in a mirror: images, LiDAR, intrinsics and poses; left and right cameras swap.
+
+    Raises ValueError for a field that it does not know, which would stay as it was.
+    """
     order = rig.mirror_order(sample["vehicle_from_camera"], sample["camera_mask"])
     width = sample["image"].shape[2]
-    flipped = dict(sample)
-    for name in ("image", "teacher_image", "dense_depth_m"):
-        if name in sample:
-            flipped[name] = np.ascontiguousarray(np.flip(sample[name], axis=2)[order])
-    flipped["intrinsics"] = rig.flip_intrinsics(sample["intrinsics"], width)[order]
-    flipped["vehicle_from_camera"] = rig.flip_extrinsics(sample["vehicle_from_camera"])[order]
-    flipped["camera_mask"] = sample["camera_mask"][order]
-    flipped["lidar_xy"] = _flip_points(sample["lidar_xy"], width)[order]
-    flipped["lidar_depth_m"] = sample["lidar_depth_m"][order]
-    return flipped
+    mirror = {
+        **dict.fromkeys(MAPS, lambda maps: np.flip(maps, axis=2)),
+        **dict.fromkeys(OF_CAMERA, lambda values: values),
+        "intrinsics": lambda matrices: rig.flip_intrinsics(matrices, width),
+        "vehicle_from_camera": rig.flip_extrinsics,
+        "lidar_xy": lambda xy: _flip_points(xy, width),
+        # Pixels, not places: the last one becomes the first.
+        "lidar_uv": lambda uv: _flip_points(uv, sample["native_size"][:, None, 1] - 1),
+    }
+    _refuse_unknown(sample, (*mirror, *OF_SAMPLE), "flip_rig")
+    mirrored = {name: mirror[name](sample[name])[order] for name in mirror.keys() & sample.keys()}
+    return {**sample, **{name: np.ascontiguousarray(part) for name, part in mirrored.items()}}
 
 
-def _flip_points(xy: Float[np.ndarray, "n p 2"], width: int) -> Float[np.ndarray, "n p 2"]:
+def _refuse_unknown(sample: dict[str, np.ndarray], known: Iterable[str], function: str) -> None:
+    if unknown := sorted(sample.keys() - set(known)):
+        raise ValueError(f"{function} does not know what becomes of a sample's {unknown}")
+
+
+def _flip_points(
+    xy: Real[np.ndarray, "n p 2"], width: int | Int[np.ndarray, "n 1"]
+) -> Real[np.ndarray, "n p 2"]:
     return np.stack([width - xy[..., 0], xy[..., 1]], axis=-1)

@@ -4,7 +4,7 @@ prepared samples (`prepared.PreparedSplit`)."""
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 
 # The public code that makes nuScenes' truth, each by a rule of its own. Bit r of a stored point's
 # `lidar_rules` says that it wins its pixel by RULES[r]. Training learns from all that are stored;
@@ -130,6 +130,14 @@ def slices_of(sample: dict[str, Any]) -> list[slice]:
     """Where each image's points lie in a sample's LiDAR fields."""
     ends = np.cumsum(sample["lidar_counts"]).tolist()
     return [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
+
+
+def keep_points(sample: dict[str, Any], kept: Bool[np.ndarray, "p"]) -> dict[str, Any]:
+    """The sample with the `kept` ones of its points alone."""
+    counts = np.array([kept[points].sum() for points in slices_of(sample)])
+    fields = {name for name in sample if name.startswith("lidar_")} - {"lidar_counts"}
+    out = {**sample, **{name: sample[name][kept] for name in fields}}
+    return {**out, "lidar_counts": counts.astype(sample["lidar_counts"].dtype)}
 
 
 def pixels_at(sample: dict[str, Any], image: int, size: tuple[int, int]) -> Int[np.ndarray, "p 2"]:

@@ -29,6 +29,7 @@ from fsmde_jax import files, rig
 from fsmde_jax.config import ConfigError
 from fsmde_jax.data import augment, lidar, prepared
 from fsmde_jax.data.teacher_cache import TeacherCache
+from fsmde_jax.masks import Masks
 
 Sample = dict[str, np.ndarray]
 # Fields of a prepared sample that not every job asks for, and what a batch calls them.
@@ -94,6 +95,7 @@ def train_batches(
         .map(int)  # Grain's seeds of the draws below count the nodes from here to them
         .map(functools.partial(read_sample, source))
         .map(functools.partial(hide_labels, labelled=labelled_samples(source, config)))
+        .map(labels_of(source, config))
         .map(functools.partial(shrink, factor=config.downscale, keep_prepared=with_prepared))
         .random_map(lambda sample, rng: to_rig(sample, rng=rng))
         .random_map(functools.partial(augment_sample, config=config.to_dict()))
@@ -229,6 +231,24 @@ def hide_labels(sample: dict, labelled: int) -> dict:
     if sample["sample_index"] < labelled:
         return sample
     return {**sample, "lidar_depth_m": np.zeros_like(sample["lidar_depth_m"])}
+
+
+def labels_of(source: prepared.PreparedSplit, config: ConfigDict) -> Callable[[dict], dict]:
+    """What leaves a prepared sample those LiDAR points that may supervise.
+
+    Inside the depth range that the networks can say, and not on the own car where `config.masks`
+    names its masks. Before points are drawn, so that none is drawn in vain.
+    """
+    masks = Masks.read(pathlib.Path(config.masks), source) if config.masks else None
+    depth_range_m = (config.min_depth_m, config.max_depth_m)
+    return functools.partial(_keep_labels, masks=masks, depth_range_m=depth_range_m)
+
+
+def _keep_labels(sample: dict, masks: Masks | None, depth_range_m: tuple[float, float]) -> dict:
+    if masks is not None:
+        sample = masks.hide_own_car(sample)
+    depth_m = sample["lidar_depth_m"]
+    return lidar.keep_points(sample, (depth_m > depth_range_m[0]) & (depth_m < depth_range_m[1]))
 
 
 def shrink(sample: dict, factor: int, keep_prepared: bool = False) -> dict:

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
+from fsmde_jax.precision import full_precision
+
 
 def response_loss(
     teacher_log_depth: Float[Array, "b n h w"],
@@ -42,6 +44,7 @@ class FeatureAdapter(nnx.Module):
     def __init__(self, student_channels: int, teacher_channels: int, *, rngs: nnx.Rngs):
         self.linear = nnx.Linear(student_channels, teacher_channels, use_bias=False, rngs=rngs)
 
+    @full_precision
     def __call__(self, tokens: Float[Array, "b n t d"]) -> Float[Array, "b n t c"]:
         """Student tokens in the teacher's space, of unit length."""
         adapted = self.linear(tokens)
@@ -62,6 +65,7 @@ def feature_loss(
     return _mean_of_present(jnp.mean(distance, axis=-1), camera_mask)
 
 
+@full_precision
 def pairwise_loss(
     teacher_tokens: Float[Array, "b n t c"],
     student_tokens: Float[Array, "b n t d"],

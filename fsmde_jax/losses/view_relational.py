@@ -12,7 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from fsmde_jax.precision import full_precision
 
+
+@full_precision
 def pool_tokens(
     features: Float[Array, "b n h w c"], grid: tuple[int, int]
 ) -> Float[Array, "b n t c"]:
@@ -61,6 +64,7 @@ def all_pairs(camera_mask: Bool[Array, "b n"]) -> Pairs:
     return Pairs(*(jnp.tile(jnp.asarray(i, jnp.int32), (b, 1)) for i in (first, second)), mask)
 
 
+@full_precision
 def pair_similarity(tokens: Float[Array, "b n t c"], pairs: Pairs) -> Float[Array, "b m t t"]:
     """Cosine similarity of the tokens of the first camera (rows) with those of the second."""
     first, second = (

@@ -14,14 +14,18 @@ from jaxtyping import Array, Bool, Float
 
 
 class BatchNorm(nnx.BatchNorm):
-    """`nnx.BatchNorm` of maps: the same parameters, statistics and results but for rounding."""
+    """`nnx.BatchNorm` of maps: the same parameters, statistics and results but for rounding.
+
+    It computes in float32; the result has the type of the maps, so that networks in bfloat16 do not
+    write float32 to memory between their layers.
+    """
 
     def __call__(
         self, x: Float[Array, "b h w c"], mask: Bool[Array, "b 1 1 1"] | None = None
     ) -> Float[Array, "b h w c"]:
         """Normalises, in training by the statistics of the images that `mask` chooses."""
         if self.use_running_average:
-            return super().__call__(x)
+            return super().__call__(x).astype(x.dtype)
         if mask is None:
             mask = jnp.ones((len(x), 1, 1, 1), bool)
         y, mean, variance = _normalise(x, self.scale[...], self.bias[...], mask, self.epsilon)
@@ -52,13 +56,13 @@ def _normalise_and_save(x, scale, bias, mask, epsilon):
     inverse = jax.lax.rsqrt(variance + epsilon)
     # A product and a sum, here and below: XLA would write x - mean out, to use it again.
     factor = inverse * scale
-    y = wide * factor + (bias - mean * factor)
+    y = (wide * factor + (bias - mean * factor)).astype(x.dtype)
     return (y, mean, variance), (x, mean, inverse, scale, mask, count)
 
 
 def _gradients(_, saved, out_grads):
     x, mean, inverse, scale, mask, count = saved
-    y_grad = out_grads[0]
+    y_grad = out_grads[0].astype(jnp.float32)
     wide = x.astype(jnp.float32)
     bias_grad = jnp.sum(y_grad, (0, 1, 2))
     scale_grad = jnp.sum(y_grad * (wide - mean), (0, 1, 2)) * inverse

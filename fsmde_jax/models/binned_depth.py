@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from fsmde_jax.precision import full_precision
+
 # What the bins' mean is of. In doubt between near and far, depth's is the farthest, that of inverse
 # depth the nearest.
 DEPTH, LOG_DEPTH, INVERSE_DEPTH = MEANS = ("depth", "log_depth", "inverse_depth")
@@ -36,6 +38,7 @@ class PixelWeights(NamedTuple):
     bias: Float[Array, " k"]
 
 
+@full_precision
 def expected_depth(
     probabilities: Float[Array, "b n h w k"], centers_m: Float[Array, "b n k"], mean_of: str = DEPTH
 ) -> Float[Array, "b n h w"]:
@@ -121,6 +124,7 @@ def _rows(features, weights) -> int:
     return max(rows for rows in range(1, max(1, min(fitting, height)) + 1) if height % rows == 0)
 
 
+@full_precision
 def _depth_of_strip(strip, centers_m, weights):
     """Depth [p 1], and what the gradient needs besides."""
     mean = jnp.mean(strip, -1, keepdims=True)
@@ -134,6 +138,7 @@ def _depth_of_strip(strip, centers_m, weights):
     return sums[:, :1] / sums[:, 1:], normal, inverse, odds, sums[:, 1:]
 
 
+@full_precision
 def _gradients_of_strip(strip, centers_m, depth_grad, weights):
     depth_m, normal, inverse, odds, total = _depth_of_strip(strip, centers_m, weights)
     by_centers = odds * (depth_grad / total)

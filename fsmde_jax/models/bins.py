@@ -24,6 +24,7 @@ from fsmde_jax.models.binned_depth import (
     expected_depth,
 )
 from fsmde_jax.models.convolution import convolve
+from fsmde_jax.precision import full_precision
 
 
 class Bins(NamedTuple):
@@ -42,7 +43,9 @@ class Bins(NamedTuple):
         probabilities = jax.nn.softmax(self.logits)
         log_centers = jnp.log(self.centers_m)
         mean = expected_depth(probabilities, log_centers)
-        spread = expected_depth(probabilities, log_centers**2) - mean**2
+        # The mean of squares less the square of the mean would lose all digits where bins are sure.
+        distance = log_centers[:, :, None, None] - mean[..., None]
+        spread = jnp.sum(probabilities * distance**2, axis=-1)
         return jnp.exp(-jnp.sqrt(jnp.maximum(spread, 1e-12)))
 
 
@@ -113,6 +116,7 @@ class BinningHead(nnx.Module):
         zeros = nnx.initializers.zeros_init()
         self.widths = nnx.Linear(hidden, num_bins + 1, kernel_init=zeros, rngs=rngs)
 
+    @full_precision
     def __call__(
         self,
         pixel_features: Float[Array, "b n h w c"],

@@ -8,12 +8,12 @@ import dataclasses
 import functools
 import math
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
 from fsmde_jax.models.resize import keys_kernel
+from fsmde_jax.precision import full_precision
 
 # Pillow's numbers of its filters.
 _FILTERS = {2: "bilinear", 3: "bicubic"}
@@ -114,18 +114,18 @@ class Preprocessing:
         return (x / 255 - jnp.array(self.mean)) / jnp.array(self.std)
 
 
+@full_precision
 def resize_8bit(
     image: Float[Array, "b h w c"], size: tuple[int, int], interpolation: str
 ) -> Float[Array, "b h2 w2 c"]:
     """Pillow's resizing of values 0..255: antialiased, rounded after each axis (columns first)."""
-    product = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
     rounded = lambda x: jnp.clip(jnp.floor(x + 0.5), 0, 255)  # noqa: E731
     if image.shape[2] != size[1]:
         columns = _pillow_matrix(image.shape[2], size[1], interpolation)
-        image = rounded(product("pw,bhwc->bhpc", columns, image))
+        image = rounded(jnp.einsum("pw,bhwc->bhpc", columns, image))
     if image.shape[1] != size[0]:
         rows = _pillow_matrix(image.shape[1], size[0], interpolation)
-        image = rounded(product("oh,bhwc->bowc", rows, image))
+        image = rounded(jnp.einsum("oh,bhwc->bowc", rows, image))
     return image
 
 

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from fsmde_jax.precision import full_precision
+
 
 class _Taps(NamedTuple):
     """Of every pixel along one axis of the result: which old pixels it mixes, and how."""
@@ -108,14 +110,17 @@ def _resample(x: Float[Array, "b h w c"], rows: _Taps, columns: _Taps) -> Float[
     )
 
 
+@full_precision
 def _by_matrices(
     x: Float[Array, "b h w c"], matrices: tuple[np.ndarray, np.ndarray]
 ) -> Float[Array, "b h2 w2 c"]:
-    """By two dense products: as fast as jax.image.resize, and the gradient needs no scatter."""
-    # Full precision: TF32 or bf16 passes would round the interpolation weights.
-    product = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
-    rows, columns = (jnp.asarray(matrix, x.dtype) for matrix in matrices)
-    return product("pw,bhwc->bhpc", columns, product("oh,bhwc->bowc", rows, x))
+    """By two dense products: as fast as jax.image.resize, and the gradient needs no scatter.
+
+    In float32 whatever the maps are: bf16 would round the weights.
+    """
+    rows, columns = matrices
+    mixed = jnp.einsum("oh,bhwc->bowc", rows, x.astype(jnp.float32))
+    return jnp.einsum("pw,bhwc->bhpc", columns, mixed).astype(x.dtype)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
