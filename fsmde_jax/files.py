@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 
 UNFINISHED = ".unfinished-"
 _MARK = ".made_by_fsmde_jax"  # in an unfinished folder: it is ours to remove
+_CHECKSUM = "checksum"  # the key of it in sealed JSON
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _DISK_ERRORS = {
     errno.ENOSPC: "the disk is full",
@@ -73,17 +74,32 @@ def write_json(path: Path, content: Any, indent: int | None = 1) -> None:
     write_text(path, json.dumps(content, indent=indent) + "\n")
 
 
+def sealed(content: dict[str, Any]) -> dict[str, Any]:
+    """Content for a JSON file, with a checksum that `read_json` compares and leaves out again."""
+    return {**content, _CHECKSUM: _digest(content)}
+
+
+def _digest(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
 def read_json(path: Path, what: str, do: str) -> Any:
     """The content of a JSON file that this package wrote.
 
-    Raises `UserError` where it is missing or damaged.
+    Raises `UserError` where it is missing or damaged; a flipped bit that leaves JSON is noticed
+    where the content was `sealed`.
 
     Args:
       what: what the file is, for the error.
       do: what the user can do, for the error.
     """
     try:
-        return json.loads(path.read_bytes())
+        content = json.loads(path.read_bytes())
+        if isinstance(content, dict) and _CHECKSUM in content:
+            stated = content.pop(_CHECKSUM)
+            if stated != _digest(content):
+                raise ValueError("its checksum is that of other content")
+        return content
     except FileNotFoundError:
         raise UserError(f"{path}: {what} is missing. {do}") from None
     except (OSError, ValueError, RecursionError) as error:

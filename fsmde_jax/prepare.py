@@ -458,7 +458,7 @@ def write_scene(task: SceneTask, tick: Tick) -> dict[str, Any]:
         size, digest = temporary.stat().st_size, files.sha256(temporary)
         report["shard"] = {"bytes": size, "sha256": digest}
     report["seconds"] = round(time.monotonic() - started, 3)
-    files.write_json(task.report_path, report, indent=None)
+    files.write_json(task.report_path, files.sealed(report), indent=None)
     return report
 
 
@@ -539,6 +539,8 @@ def _check_shard(path: Path, num_samples: int) -> None:
 def _begin(incomplete: Path, record: dict[str, Any]) -> None:
     """The incomplete folder, begun now or by an equal command before."""
     incomplete.mkdir(parents=True, exist_ok=True)
+    for leftover in incomplete.rglob(f"{files.UNFINISHED}*"):  # of a kill
+        leftover.unlink()
     record_path = incomplete / prepared.RECORD_FILE
     if record_path.is_file():
         there = _read_record(incomplete)
@@ -546,9 +548,7 @@ def _begin(incomplete: Path, record: dict[str, Any]) -> None:
             _refuse_other(incomplete, there, record)
         elif there != record:  # a plan of other tables or splits
             shutil.rmtree(incomplete / PLAN_DIR, ignore_errors=True)
-    for leftover in incomplete.rglob(f"{files.UNFINISHED}*"):  # of a kill
-        leftover.unlink()
-    files.write_json(record_path, record)
+    files.write_json(record_path, files.sealed(record))
 
 
 def _read_record(directory: Path) -> dict[str, Any]:
@@ -662,7 +662,7 @@ def _without_source(
         if problem := prepared.file_problem(final / name, written, fully=False):
             raise PrepareError(f"{problem}, and cannot be made again: {missing}")
     reports = [
-        files.read_json(path, "the report of a scene", prepared.anew(final))
+        files.read_json(path, "the report of a scene", prepared.again(final))
         for split in record["splits"]
         for path in sorted((final / REPORTS_DIR).glob(f"{split}-*.done.json"))
     ]
@@ -766,8 +766,8 @@ def _write_metadata(
     }
     files.write_json(directory / "skipped.json", summary.skipped)
     record = {**record, "seconds": round(summary.seconds, 1)}
-    files.write_json(directory / prepared.RECORD_FILE, record)
-    files.write_json(directory / prepared.RIG_FILE, rig)
+    files.write_json(directory / prepared.RECORD_FILE, files.sealed(record))
+    files.write_json(directory / prepared.RIG_FILE, files.sealed(rig))
 
 
 # The command

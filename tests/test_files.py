@@ -123,3 +123,13 @@ def test_a_child_ends_with_its_parent():
             return
         time.sleep(0.05)
     pytest.fail(f"process {child} is alive")
+
+
+def test_a_sealed_file_tells_a_flipped_bit(tmp_path):
+    path = tmp_path / "a.json"
+    content = {"b": [1, 2.5], "a": {"c": None}}
+    files.write_json(path, files.sealed(content))
+    assert files.read_json(path, "it", "") == content
+    path.write_text(path.read_text().replace("2.5", "3.5"))
+    with pytest.raises(UserError, match=r"a\.json: it is damaged .*checksum.*\. Do this"):
+        files.read_json(path, "it", "Do this")

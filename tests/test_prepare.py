@@ -3,6 +3,7 @@ import io
 import json
 import os
 import pickle
+import re
 import shutil
 import signal
 import subprocess
@@ -586,18 +587,27 @@ def test_a_shard_that_is_missing_or_cut_is_named_and_made_again(raw, out, monkey
     assert run(raw, out).already_there
 
 
+def change_a_digit(path):
+    """What a flipped bit does to JSON that stays JSON."""
+    path.write_text(
+        re.sub(r"(\d)(?=[,\s])", lambda d: str(int(d[0]) ^ 1), path.read_text(), count=1)
+    )
+
+
+@pytest.mark.parametrize("damage", [DAMAGE["cut"], change_a_digit])
 @pytest.mark.parametrize("name", ["rig.json", "features.json", "dataset_info.json"])
-def test_a_damaged_description_is_named_set_aside_and_made_again(raw, out, capsys, name):
+def test_a_damaged_description_is_named_set_aside_and_made_again(raw, out, capsys, name, damage):
     path = run(raw, out).directory / name
     whole = path.read_text()
-    path.write_text(whole.replace('"', "'", 1))
+    damage(path)
+    assert path.read_text() != whole
     prepared._check_files.cache_clear()
     with pytest.raises(UserError, match=f"{name}.*--source={raw}") as caught:
         split_of(out)
     assert len(str(caught.value).splitlines()) == 1
     assert not run(raw, out).already_there
     assert str(path) in capsys.readouterr().err
-    assert path.with_name(f"{name}.damaged").read_text() != path.read_text()
+    assert path.with_name(f"{name}.damaged").exists()
     assert json.loads(path.read_text()).keys() == json.loads(whole).keys()
     assert len(split_of(out)) == 6
 
@@ -607,12 +617,12 @@ def test_a_damaged_record_is_one_line_and_a_damaged_report_makes_its_scene_again
 ):
     directory = run(raw, out).directory
     report = directory / "scenes" / "train-00001.done.json"
-    report.write_text(report.read_text()[:-9])
+    report.write_text(report.read_text().replace('"samples": 3', '"samples": 2'))
     made = interrupt_after(monkeypatch, 9)
     assert run(raw, out).samples == {"train": 6, "val": 3}
     assert made == ["000001"] and f"{report}: the report" in capsys.readouterr().err
     assert report.with_name(f"{report.name}.damaged").exists() and run(raw, out).already_there
-    (directory / "prepare.json").write_text("{")
+    change_a_digit(directory / "prepare.json")
     with pytest.raises(UserError, match=r"prepare\.json: .* damaged .*Move .* away"):
         run(raw, out)
 
@@ -756,7 +766,7 @@ def test_the_command_names_the_bad_file_in_one_line(raw, out):
 def test_kill_9_leaves_no_workers_and_the_same_command_continues(raw, out):
     restore = hold_up(raw)
     process = command(raw, out, "--num_workers=2")
-    wait_for(lambda: len(list(out.rglob("*.done.json"))) == 2)
+    wait_for(lambda: len(list(out.rglob("scenes/[!.]*.done.json"))) == 2)
     workers = children(process.pid)
     assert len(workers) >= 2
     process.kill()
@@ -776,7 +786,7 @@ def test_kill_9_leaves_no_workers_and_the_same_command_continues(raw, out):
 def test_a_worker_that_dies_is_reported(raw, out):
     hold_up(raw)
     process = command(raw, out, "--num_workers=2")
-    wait_for(lambda: len(list(out.rglob("*.done.json"))) == 2)
+    wait_for(lambda: len(list(out.rglob("scenes/[!.]*.done.json"))) == 2)
     for worker in children(process.pid):
         if "spawn_main" in Path(f"/proc/{worker}/cmdline").read_text():
             os.kill(worker, signal.SIGKILL)
@@ -789,7 +799,7 @@ def test_a_worker_that_dies_is_reported(raw, out):
 def test_ctrl_c_ends_cleanly(raw, out):
     hold_up(raw)
     process = command(raw, out, "--num_workers=0")
-    wait_for(lambda: list(out.rglob("*.done.json")))
+    wait_for(lambda: list(out.rglob("scenes/[!.]*.done.json")))
     timer = threading.Timer(0.3, process.send_signal, [signal.SIGINT])
     timer.start()
     _, stderr = process.communicate(timeout=60)

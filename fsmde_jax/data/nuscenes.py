@@ -140,7 +140,7 @@ def _write_plan(version: Path, splits: tuple[str, ...], folder: Path) -> None:
             path.write_text(json.dumps(content))
             planned["sha256"][path.name] = files.sha256(path)
     # Last, and whole or not at all: its presence says that all the others are there.
-    files.write_json(folder / _PLAN_FILE, planned)
+    files.write_json(folder / _PLAN_FILE, files.sealed(planned))
 
 
 def _read_scenes(version: Path, splits: tuple[str, ...]) -> dict[str, dict[str, str]]:

@@ -117,15 +117,12 @@ def _opened(directory: Path) -> dict[str, Any]:
 def _check_files(directory: Path, _changed_ns: int) -> None:
     for name, written in read_rig(directory)["files"].items():
         if problem := file_problem(directory / name, written, fully=name.endswith(".json")):
-            raise PreparedDataError(
-                f"{problem}. Make it again from the recording, all else stays"
-                f"{_command_there(directory)}"
-            )
+            raise PreparedDataError(f"{problem}. {again(directory)}")
 
 
 def read_rig(directory: Path) -> dict[str, Any]:
     """The content of a finished dataset's rig.json."""
-    return files.read_json(directory / RIG_FILE, "the list of what is prepared", anew(directory))
+    return files.read_json(directory / RIG_FILE, "the list of what is prepared", again(directory))
 
 
 def file_problem(path: Path, written: dict[str, Any], fully: bool) -> str | None:
@@ -143,9 +140,9 @@ def file_problem(path: Path, written: dict[str, Any], fully: bool) -> str | None
     return None
 
 
-def anew(directory: Path) -> str:
-    """What a user can do about a damaged description of a finished dataset."""
-    return f"Move {directory} away and prepare it anew{_command_there(directory)}"
+def again(directory: Path) -> str:
+    """What a user can do about a file of a finished dataset that is missing or damaged."""
+    return f"Make it again from the recording, all else stays{_command_there(directory)}"
 
 
 def _command_there(directory: Path) -> str:
