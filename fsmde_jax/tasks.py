@@ -310,7 +310,7 @@ def load_teacher_weights(config: ConfigDict, state: nnx.State, mesh: Mesh) -> nn
     learned, kept = nnx.split_state(state, task.trainable, ...)
     parts = nnx.State({"foundation": loaded})
     frozen = _pick(parts, kept)
-    identity = _head_identity(config) | {"foundation": checkpoints.fingerprint(frozen)}
+    identity = _head_identity(config, checkpoints.fingerprint(frozen))
     trained = checkpoints.load_params(pathlib.Path(config.teacher.head_weights), learned, identity)
     trained = jax.device_put(trained, sharding.fsdp_sharding(trained, mesh))
     return nnx.merge_state(frozen, trained)
@@ -357,20 +357,18 @@ def check_head(config: ConfigDict) -> None:
 
     Whether its foundation model is the teacher's is asked when that is read.
     """
-    folder = config.teacher.head_weights
+    folder, identity = config.teacher.head_weights, _head_identity(config, None)
+    del identity["foundation"]
     try:
-        checkpoints.load_params(pathlib.Path(folder), {}, _head_identity(config))
+        checkpoints.load_params(pathlib.Path(folder), {}, identity)
     except checkpoints.CheckpointError as error:
         raise ConfigError(
             f"config.teacher.head_weights={folder!r} does not fit this run. {error}"
         ) from error
 
 
-def _head_identity(config: ConfigDict) -> dict[str, Any]:
-    """What a trained binning head must share with the teacher that takes it, and its config says.
-
-    With the fingerprint of the foundation model under it, it is a checkpoint's.
-    """
+def _head_identity(config: ConfigDict, foundation_fingerprint: str | None) -> dict[str, Any]:
+    """What a trained binning head must share with the teacher that takes it."""
     return {
         "task": "teacher_head",
         "bins": config.bins.to_dict(),  # how centers are made, too
@@ -378,6 +376,7 @@ def _head_identity(config: ConfigDict) -> dict[str, Any]:
         "max_depth_m": config.data.max_depth_m,
         "canonical_focal_px": config.student.canonical_focal_px,
         "neck": config.teacher.train_neck,
+        "foundation": foundation_fingerprint,
     }
 
 
@@ -388,7 +387,7 @@ def identity(config: ConfigDict, teacher: str | None) -> dict[str, Any]:
     """
     dataset = {"dataset": config.data.dataset}
     if config.task == "teacher_head":
-        return _head_identity(config) | {"foundation": teacher} | dataset
+        return _head_identity(config, teacher) | dataset
     if config.task == "foundation":
         return {"task": "foundation", "foundation": config.teacher.size} | dataset
     sizes = {"student": config.student.to_dict(), "bins": config.bins.to_dict()}
