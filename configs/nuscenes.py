@@ -3,8 +3,9 @@
     python -m fsmde_jax.prepare --dataset=nuscenes --source=RAW --data_dir=data
     python -m fsmde_jax.main --config=configs/nuscenes.py
 
-For accelerators: networks compute in bfloat16. Weights come from the Hugging Face hub. RAW holds
-v1.0-trainval/ (or v1.0-mini/), samples/ and sweeps/.
+For accelerators: networks compute in bfloat16, and what was measured best on the miniature world is
+taken from there (`configs/ddad.py` says what and why). Weights come from the Hugging Face hub. RAW
+holds v1.0-trainval/ (or v1.0-mini/), samples/ and sweeps/.
 
 `configs/nuscenes.py:smoke` is the same path shrunk: a small student overfits a handful of real
 frames, taught by the shipped model of the miniature world, and is measured on those very frames;

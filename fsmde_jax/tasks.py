@@ -311,7 +311,7 @@ def load_teacher_weights(config: ConfigDict, state: nnx.State, mesh: Mesh) -> nn
     parts = nnx.State({"foundation": loaded})
     frozen = _pick(parts, kept)
     folder = pathlib.Path(config.teacher.head_weights)
-    identity = _head_identity(config) | {"foundation": checkpoints.fingerprint(frozen)}
+    identity = _head_identity(config, checkpoints.fingerprint(frozen))
     trained = checkpoints.load_params(folder, learned, identity, told=_told_of_head(folder))
     trained = jax.device_put(trained, sharding.fsdp_sharding(trained, mesh))
     return nnx.merge_state(frozen, trained)
@@ -358,21 +358,18 @@ def check_head(config: ConfigDict) -> None:
 
     Whether its foundation model is the teacher's is asked when that is read.
     """
-    folder = pathlib.Path(config.teacher.head_weights)
+    folder, identity = pathlib.Path(config.teacher.head_weights), _head_identity(config, None)
+    del identity["foundation"]
     try:
-        told = _told_of_head(folder)
-        checkpoints.load_params(folder, {}, _head_identity(config), told=told)
+        checkpoints.load_params(folder, {}, identity, told=_told_of_head(folder))
     except checkpoints.CheckpointError as error:
         raise ConfigError(
             f"config.teacher.head_weights={str(folder)!r} does not fit this run. {error}"
         ) from error
 
 
-def _head_identity(config: ConfigDict) -> dict[str, Any]:
-    """What a trained binning head must share with the teacher that takes it, and its config says.
-
-    With the fingerprint of the foundation model under it, it is a checkpoint's.
-    """
+def _head_identity(config: ConfigDict, foundation_fingerprint: str | None) -> dict[str, Any]:
+    """What a trained binning head must share with the teacher that takes it."""
     return {
         "task": "teacher_head",
         "bins": config.bins.to_dict(),  # how centers are made, too
@@ -380,12 +377,13 @@ def _head_identity(config: ConfigDict) -> dict[str, Any]:
         "max_depth_m": config.data.max_depth_m,
         "canonical_focal_px": config.student.canonical_focal_px,
         "neck": config.teacher.train_neck,
+        "foundation": foundation_fingerprint,
     }
 
 
 def _told_of_head(folder: pathlib.Path) -> dict[str, Any]:
     """The identity that a head's config.json tells, for what its checkpoint says nothing of."""
-    return _head_identity(load_config(folder)) if (folder / CONFIG_FILE).is_file() else {}
+    return _head_identity(load_config(folder), None) if (folder / CONFIG_FILE).is_file() else {}
 
 
 def identity(config: ConfigDict, teacher: str | None) -> dict[str, Any]:
@@ -395,7 +393,7 @@ def identity(config: ConfigDict, teacher: str | None) -> dict[str, Any]:
     """
     dataset = {"dataset": config.data.dataset}
     if config.task == "teacher_head":
-        return _head_identity(config) | {"foundation": teacher} | dataset
+        return _head_identity(config, teacher) | dataset
     if config.task == "foundation":
         return {"task": "foundation", "foundation": config.teacher.size} | dataset
     sizes = {"student": config.student.to_dict(), "bins": config.bins.to_dict()}

@@ -96,6 +96,15 @@ def test_weights_to_start_from_are_refused_where_nothing_starts():
     config_lib.validate(config)
 
 
+@pytest.mark.parametrize("name", ["ddad.py", "nuscenes.py"])
+def test_real_configs_carry_what_was_measured_best(name):
+    config = load(name)()
+    assert (config.student.mean_of, config.optimizer.name) == ("log_depth", "muon")
+    assert config.optimizer.ema_decay == 0.999
+    assert config.teacher.head_stage.optimizer.name == "muon"
+    assert config.teacher.head_stage.objective.bin_likelihood == 0.1
+
+
 @pytest.mark.parametrize("name", ["ddad.py", "nuscenes.py", None])
 def test_the_objective_is_that_of_ckd_and_vrkd_unless_said_otherwise(name):
     config = load(name)() if name else config_lib.default_config()
