@@ -6,12 +6,16 @@ and `checksums.json` of all their files. Nothing here deletes a checkpoint but t
 `train.keep_checkpoints` asks for.
 """
 
+import contextlib
+import errno
 import functools
 import hashlib
 import logging
+import os
 import pathlib
 import shutil
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
@@ -81,7 +85,10 @@ class Checkpoints:
         state = jax.device_get(state)
         items = {name: ocp.args.StandardSave(tree) for name, tree in state.items()}
         identity = ocp.args.JsonSave(self.identity)
-        if not self._manager.save(step, args=ocp.args.Composite(**items, identity=identity)):
+        _need_space(self.directory, state)
+        with _one_error():
+            saved = self._manager.save(step, args=ocp.args.Composite(**items, identity=identity))
+        if not saved:
             raise CheckpointError(
                 f"{self.directory} has a newer checkpoint than step {step}, which is not saved"
             )
@@ -181,7 +188,7 @@ def load_params(
 
 def save_tree(path: pathlib.Path, tree: Any) -> None:
     """A tree of arrays alone, which `orbax.checkpoint.StandardCheckpointer` reads anywhere."""
-    with ocp.StandardCheckpointer() as checkpointer:
+    with _one_error(), ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(path.resolve(), jax.device_get(tree))
 
 
@@ -220,6 +227,26 @@ def fingerprint(state: nnx.State) -> str:
 
 def _reader(directory: pathlib.Path) -> ocp.CheckpointManager:
     return ocp.CheckpointManager(directory, options=ocp.CheckpointManagerOptions(create=False))
+
+
+def _need_space(directory: pathlib.Path, state: Any) -> None:
+    """Raises `OSError` before anything is written where the disk has no room for it."""
+    if shutil.disk_usage(directory).free < sum(leaf.nbytes for leaf in jax.tree.leaves(state)):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(directory))
+
+
+@contextlib.contextmanager
+def _one_error() -> Iterator[None]:
+    """Where a write fails, Orbax's other writes come too late and would each print a traceback."""
+    before = sys.unraisablehook
+
+    def without_late_ones(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            before(unraisable)
+
+    sys.unraisablehook = without_late_ones
+    yield
+    sys.unraisablehook = before  # not after an error: they are still to come
 
 
 # ---------------------------------------------------------------- checksums

@@ -4,6 +4,8 @@ import json
 import logging
 import resource
 import shutil
+import sys
+import time
 
 import jax
 import numpy as np
@@ -191,20 +193,35 @@ def test_a_checkpoint_of_before_is_restored_and_loaded(tmp_path):
         checkpoints.load_params(*arguments)
 
 
-def test_a_disk_that_is_full_while_saving_is_told_and_the_step_before_stays(copy):
+def test_a_disk_that_is_full_while_saving_is_told_and_the_step_before_stays(copy, monkeypatch):
     """A limit of file sizes stands for the disk: the same path through Orbax's C++."""
-    state = jax.tree.map(lambda leaf: leaf, state_of(6))
-    state["params"]["layer"]["kernel"] = np.random.default_rng(0).random((1000, 300), np.float32)
+    noise = np.random.default_rng(0).random((20, 100, 100), np.float32)
+    state = state_of(6) | {"params": {f"kernel{i}": kernel for i, kernel in enumerate(noise)}}
+    late = []  # errors that would be printed, each with a traceback
+    monkeypatch.setattr(sys, "unraisablehook", late.append)
     saver = Checkpoints(copy, 2, IDENTITY)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, limits[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, limits[1]))
     try:
         with pytest.raises(Exception) as caught:
             saver.save(6, state)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert files.disk_problem(caught.value) == "the file is larger than allowed"
+    time.sleep(0.2)
+    assert not late
     assert restore(copy)[0] == 4
     saver = Checkpoints(copy, 2, IDENTITY)
     saver.save(6, state_of(6))
     assert restore(copy)[0] == 6
+
+
+def test_a_disk_without_room_is_told_before_anything_is_written(copy, monkeypatch):
+    before = content(copy)
+    saver = Checkpoints(copy, 2, IDENTITY)
+    usage = shutil.disk_usage(copy)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=100))
+    with pytest.raises(OSError) as caught:
+        saver.save(6, state_of(6))
+    assert files.disk_problem(caught.value) == f"{copy / 'checkpoints'}: the disk is full"
+    assert content(copy) == before

@@ -97,20 +97,6 @@ def test_the_teachers_image_is_the_prepared_one_without_jitter(config, mesh):
         np.testing.assert_array_equal(image, expected["teacher_image"])
 
 
-def test_iterator_state_resumes_at_the_next_batch(config, mesh):
-    iterator = pipeline.train_batches(config.data, 0, sharding.batch_sharding(mesh))
-    next(iterator)
-    state = iterator.get_state()
-    expected = jax.device_get(next(iterator))
-    iterator.close()
-    other = pipeline.train_batches(config.data, 0, sharding.batch_sharding(mesh))
-    other.set_state(state)
-    resumed = jax.device_get(next(other))
-    other.close()
-    for name in expected:
-        np.testing.assert_array_equal(resumed[name], expected[name])
-
-
 def test_evaluation_sees_every_sample_and_all_points(config, mesh):
     source, _ = pipeline.open_data(config.data, "train")
     batches = pipeline.eval_batches(config.data, "train", sharding.batch_sharding(mesh))
