@@ -262,11 +262,14 @@ def test_an_arm_that_fails_is_named_and_the_others_go_on(config, pretend, tmp_pa
 def test_a_cut_or_foreign_result_is_not_taken_for_done(config, pretend, tmp_path, caplog):
     config = config.copy_and_resolve_references()
     config.trials = {}
-    assert study.execute(Study(config, tmp_path)) == []
+    plan = Study(config, tmp_path)
+    assert study.execute(plan) == []
     cut, foreign = tmp_path / "runs/vrkd/seed0/report", tmp_path / "runs/supervised/seed1/test"
     content = (cut / "results.json").read_bytes()
     (cut / "results.json").write_bytes(content[: len(content) // 2])
     (foreign / "results.json").write_text('{"abs_rel": 0.1}')
+    assert [run.trained for run in plan.seeds("vrkd")] == [False, True]
+    assert [run.tested for run in plan.seeds("supervised")] == [True, False]
     plan = Study(config, tmp_path)
     assert (cut / "results.json.unreadable").read_bytes() == content[: len(content) // 2]
     assert caplog.text.count("is called results.json.unreadable now, and made again") == 2
