@@ -18,7 +18,7 @@ import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import Mesh
-from jaxtyping import Array
+from jaxtyping import Array, UInt8
 from ml_collections import ConfigDict
 from tensorboardX import SummaryWriter
 
@@ -210,8 +210,10 @@ def _train(config: ConfigDict, workdir: pathlib.Path, stop: "StopSignal") -> int
             _check_finite(pending, state, iterator, source, workdir)
             saver.save(step, state.items(), iterator)
         if config.train.eval_every and step % config.train.eval_every == 0:
-            mean = evaluate.evaluate_state(config, task, model, state, frozen, mesh)["mean"]
+            found, ring = evaluate.evaluate_state(config, task, model, state, frozen, mesh)
+            mean = found["mean"]
             writer.write(step, "eval", mean)
+            writer.show(step, "eval/ring", ring)
             log.info("%s: step %d, validation %s", config.name, step, mean)
     if pending is not None:
         _check_finite(pending, state, iterator, source, workdir)
@@ -292,6 +294,11 @@ class MetricsWriter:
             file.write(json.dumps({"step": step, "kind": kind, **values}) + "\n")
         for name, value in values.items():
             self._events.add_scalar(f"{kind}/{name}", value, step)
+
+    def show(self, step: int, name: str, picture: UInt8[np.ndarray, "h w 3"]) -> None:
+        """A picture for TensorBoard."""
+        if self._main:
+            self._events.add_image(name, picture, step, dataformats="HWC")
 
     def close(self) -> None:
         """Flushes the event file."""

@@ -186,7 +186,8 @@ def read_or_pad(source: prepared.PreparedSplit, index: int) -> dict:
     """For index -1 a sample without cameras."""
     if index >= 0:
         return read_sample(source, index)
-    sample = read_sample(source, 0)
+    no_images = np.zeros((0, *source.rig["prepared_size"], 3), np.uint8)
+    sample = {**source.read(0, pictures=False), "images": no_images}
     return {**sample, "camera_names": [], "sample_index": np.int32(-1)}
 
 
@@ -198,7 +199,15 @@ def labelled_samples(source: prepared.PreparedSplit, config: ConfigDict) -> int:
             f"config.data.labelled_scenes is {config.labelled_scenes}; {source.directory} has "
             f"{len(counts)} scenes to train on (0: all)"
         )
-    return sum(counts[: config.labelled_scenes or None])
+    labelled = sum(counts[: config.labelled_scenes or None])
+    if not labelled:
+        raise ConfigError(
+            f"{source.directory} has no samples to train on in its "
+            f"{f'first {config.labelled_scenes} scenes' if config.labelled_scenes else 'scenes'}"
+            ": see what was skipped in prepare.json beside it"
+            + (", or raise config.data.labelled_scenes" if config.labelled_scenes else "")
+        )
+    return labelled
 
 
 def training_samples(source: prepared.PreparedSplit, config: ConfigDict) -> list[int]:
