@@ -47,6 +47,7 @@ def get_config(variant: str = ""):
         run.student.mean_of = "log_depth"
         run.data.batch_size = 4
         run.teacher.image = "prepared"
+        run.evaluation.protocol = "ssdepth"
         run.evaluation.references = False
         run.evaluation.pictures = 0
         run.objective.vrkd_temperature = 0.1  # v3 was tuned with it; .05, the default, came of it

@@ -21,6 +21,8 @@ def get_config(arm: str = ""):
     config.name = f"demo_{arm}" if arm else "demo"
     config.teacher.head_stage = head_config()
     config.train.steps = 1200
+    # Two looks on the way, figures and the first ring in TensorBoard; each costs 15 steps.
+    config.train.eval_every = 400
     config.optimizer.ema_decay = 0.98
     arms.set_arm(config, arm or "ckd_vrkd")
     return config
@@ -56,6 +58,7 @@ def small_config():
     config.train.log_every = 100
     config.train.checkpoint_every = 200
     config.train.eval_every = 0
+    config.evaluation.protocol = "ssdepth"
     return config
 
 

@@ -325,13 +325,15 @@ def _train() -> ConfigDict:
 
 def _evaluation() -> ConfigDict:
     evaluation = ConfigDict()
-    evaluation.protocol = "surrounddepth"  # or "vfdepth", "packnet" (fsmde_jax/protocols.py)
+    # Or "surrounddepth", "vfdepth", "packnet" (fsmde_jax/protocols.py).
+    evaluation.protocol = "ssdepth"
     # How predictions meet the truth: "metric", "median_image", "median_camera" or "affine".
     evaluation.scaling = "metric"
     evaluation.max_depth_m = 0.0  # where the evaluated range ends; 0: data.max_depth_m
     # Folder of self-occlusion masks, "estimate" (fsmde_jax/masks.py), or "" for none.
     evaluation.masks = ""
-    evaluation.flip_average = False  # average disparity with that of the mirror image
+    # Average disparity with the mirror image's, where the protocol leaves that open ("packnet").
+    evaluation.flip_average = False
     evaluation.references = True  # also measure the trivial predictor and the teacher
     evaluation.pictures = 3  # rings drawn into report/
     evaluation.picture_max_depth_m = 80.0  # end of the one fixed colour range
@@ -425,6 +427,13 @@ def validate(config: ml_collections.ConfigDict) -> None:
                 f"config.evaluation.{key} is {config.evaluation[key]!r}; use one of "
                 f"{', '.join(allowed)}"
             )
+    protocol = PROTOCOLS[config.evaluation.protocol]
+    if config.evaluation.flip_average and protocol.mirroring == "never":
+        raise ConfigError(
+            f"config.evaluation.flip_average is true, but protocol {protocol.name!r} has no mirror "
+            "images: use 'surrounddepth', which is 'ssdepth' with them, or 'packnet', which has "
+            "both variants"
+        )
     for key in ("steps", "log_every", "checkpoint_every", "keep_checkpoints"):
         if config.train[key] < 1:
             raise ConfigError(f"config.train.{key} is {config.train[key]}; it must be at least 1")

@@ -7,6 +7,7 @@ the same pass, those of two references, the trivial predictor and the teacher.
 `python -m fsmde_jax.compare A B` says whether two results differ.
 """
 
+import functools
 import logging
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
@@ -17,17 +18,17 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 from jax.sharding import Mesh
-from jaxtyping import Array
+from jaxtyping import Array, UInt8
 from ml_collections import ConfigDict, config_flags
 from tqdm import tqdm
 
 from fsmde_jax import config as config_lib
 from fsmde_jax import metrics, process, protocols, results, sharding, tasks, visualize
 from fsmde_jax.config import ConfigError
-from fsmde_jax.data import pipeline
+from fsmde_jax.data import lidar, pipeline
 from fsmde_jax.masks import ESTIMATE, Masks
 from fsmde_jax.predictions import Predictions
-from fsmde_jax.scoring import Predictor, Scorer, max_depth_m, truth_of
+from fsmde_jax.scoring import Predictor, Scorer, limits_m, max_depth_m, truth_of, whole_pools
 from fsmde_jax.state import Model, TrainState, load_trained, place_model
 from fsmde_jax.trivial import trivial_depth
 
@@ -46,23 +47,49 @@ def evaluate_split(
     split: str,
     mesh: Mesh,
     predictions: Predictions | None = None,
-) -> dict[str, dict]:
-    """`results.Scores.compute` of each predictor over a split, in one pass.
+    shown: Sequence[int] = (),
+) -> tuple[dict[str, dict], dict[int, dict[str, np.ndarray]]]:
+    """`results.Scores.compute` of each predictor over a split, and samples to draw, in one pass.
 
     Every host adds up what all of them read, so each has the whole.
+
+    Args:
+      shown: which samples come back by index: batch fields without `b`, and `depth_m`, what the
+        first predictor has for them in metres.
+
+    Raises `ConfigError` where the protocol leaves no sample.
     """
     source, cameras = pipeline.open_data(config.data, split)
     protocol = protocols.PROTOCOLS[config.evaluation.protocol]
+    if not whole_pools(protocol, len(source)):
+        batch = f" as a batch of {protocol.pool}, of which protocol {protocol.name!r} leaves out "
+        batch += "what is not whole: use another --protocol"
+        raise ConfigError(
+            f"{source.directory} has {len(source)} samples in split {split!r}, too few to measure"
+            f"{batch if len(source) else ''}"
+        )
     scores = {
         name: Scorer(config, predictor, protocol, list(source.scenes.items()), cameras, mesh)
         for name, predictor in predictors.items()
     }
     batches = _batches(config, split, mesh, predictions)
     count = -(-len(source) // config.data.eval_batch_size)
-    for batch in tqdm(batches, total=count, desc=f"evaluating {split}", disable=count < 20):
-        for scorer in scores.values():
-            scorer.add(batch)
-    return {name: scorer.compute() for name, scorer in scores.items()}
+    replicate = jax.jit(lambda tree: tree, out_shardings=sharding.replicated(mesh))
+    first, drawn = next(iter(predictors.values())), {}
+    progress = tqdm(batches, total=count, desc=f"evaluating {split}", disable=count < 20)
+    for place, batch in enumerate(progress):
+        predicted, *_ = [scorer.add(batch) for scorer in scores.values()]
+        start = place * config.data.eval_batch_size
+        wanted = set(shown) & set(range(start, start + config.data.eval_batch_size))
+        if wanted:  # the same on all hosts
+            batch = {**batch, "depth_m": _in_metres(config, first, predicted, batch)}
+            host = jax.device_get(replicate(batch))
+            drawn |= {
+                int(index): {name: array[row] for name, array in host.items()}
+                for row, index in enumerate(host["sample_index"])
+                if index in wanted
+            }
+    return {name: scorer.compute() for name, scorer in scores.items()}, drawn
 
 
 def _batches(
@@ -70,13 +97,21 @@ def _batches(
 ) -> Iterator[dict[str, Array]]:
     """The split once, with what the config's task, teacher and protocol need."""
     source, _ = pipeline.open_data(config.data, split)
-    changes = [predictions.add] if predictions else []
-    if protocols.PROTOCOLS[config.evaluation.protocol].truth == "prepared":
+    protocol = protocols.PROTOCOLS[config.evaluation.protocol]
+    changes = [functools.partial(lidar.of_rule, rule=protocol.lidar_rule)]
+    if predictions:
+        changes.append(predictions.add)
+    if protocol.truth == "prepared":
         changes.append(protocols.at_prepared_size)
     if config.evaluation.masks == ESTIMATE:
         changes.append(Masks.estimate(source).hide_own_car)
     elif config.evaluation.masks:
-        changes.append(Masks.read(pathlib.Path(config.evaluation.masks), source).hide_own_car)
+        size = None
+        if protocol.masks_own_car:
+            height, width = source.rig["prepared_size"]
+            size = (height // config.data.downscale, width // config.data.downscale)
+        masks = Masks.read(pathlib.Path(config.evaluation.masks), source, size)
+        changes.append(masks.hide_own_car)
 
     def change(sample: dict) -> dict:
         for step in changes:
@@ -108,14 +143,17 @@ def make_predict(task: tasks.Task, model: Model) -> Callable:
 def _predictor(
     config: ConfigDict, task: tasks.Task, predict: Callable[[dict[str, Array]], Array]
 ) -> Predictor:
-    if config.evaluation.flip_average:
-        predict = _flip_averaged(predict, task.predicts_inverse)
+    if protocols.mirrors(config.evaluation):
+        predict = _mirror_averaged(predict, task.predicts_inverse)
     scaling = "affine" if task.predicts_inverse else config.evaluation.scaling
     return Predictor(predict, scaling, task.predicts_inverse)
 
 
-def _flip_averaged(predict: Callable, inverse: bool) -> Callable:
-    """The mean of disparity of an image and of its mirror image (monodepth's post-processing)."""
+def _mirror_averaged(predict: Callable, inverse: bool) -> Callable:
+    """Averages disparity with that of the mirrored images (`protocols.post_process`).
+
+    Each camera's image is mirrored where it is, as in the public code, and its calibration with it.
+    """
 
     @jax.jit
     def mirror(batch: dict[str, Array]) -> dict[str, Array]:
@@ -126,23 +164,31 @@ def _flip_averaged(predict: Callable, inverse: bool) -> Callable:
         }
         k = batch["intrinsics"]
         k = k.at[..., 0, 2].set(batch["image"].shape[3] - k[..., 0, 2]).at[..., 0, 1].multiply(-1)
-        return {**batch, **mirrored, "intrinsics": k}
+        flipped = jnp.ones_like(batch["sample_index"], bool)
+        return {**batch, **mirrored, "intrinsics": k, "flipped": flipped}
 
     def both(batch: dict[str, Array]) -> Array:
-        one, other = predict(batch), jnp.flip(predict(mirror(batch)), axis=3)
-        return (one + other) / 2 if inverse else 2 / (1 / one + 1 / other)
+        direct, mirrored = predict(batch), predict(mirror(batch))
+        if inverse:
+            return protocols.post_process(direct, mirrored)
+        return 1.0 / protocols.post_process(1.0 / direct, 1.0 / mirrored)
 
     return both
 
 
 def evaluate_state(
     config: ConfigDict, task: tasks.Task, model: Model, state: TrainState, frozen: Any, mesh: Mesh
-) -> dict:
-    """The evaluation split's results of a training state (its moving average if there is one)."""
+) -> tuple[dict, UInt8[np.ndarray, "h w 3"]]:
+    """The evaluation split's results of a training state (its moving average if there is one).
+
+    And a picture of the split's first ring, images above depths.
+    """
     predict = make_predict(task, model)
     params, batch_stats = state.averaged()
     predictor = _predictor(config, task, lambda batch: predict(params, batch_stats, frozen, batch))
-    return evaluate_split(config, {"model": predictor}, config.data.eval_split, mesh)["model"]
+    split = config.data.eval_split
+    found, drawn = evaluate_split(config, {"model": predictor}, split, mesh, shown=[0])
+    return found["model"], visualize.ring_views(drawn[0], config.evaluation.picture_max_depth_m)
 
 
 def evaluate_run(
@@ -194,8 +240,15 @@ def evaluate_predictions(
     """Measures depth maps from files on the config's data; writes a report.
 
     Raises `ConfigError` if metric ones are so far off that they must have another unit, after
-    the report is written.
+    the report is written, or where the protocol needs mirror images.
     """
+    if protocols.mirrors(config.evaluation):
+        name = config.evaluation.protocol
+        plain = "--protocol=ssdepth" if name == "surrounddepth" else "no --flip_average"
+        raise ConfigError(
+            f"protocol {name!r} averages each prediction with that of the mirrored image, which "
+            f"depth maps from files do not have. Measure them with {plain}, and call the figures so"
+        )
     measured = f"predictions in {predictions.folder.name}"
     results.refuse_foreign(out, measured)
     mesh = sharding.make_mesh(config.mesh)
@@ -219,7 +272,11 @@ def evaluate_predictions(
 
 
 def _references(config: ConfigDict, model: Model, teacher_state: Any) -> dict[str, Predictor]:
-    """The trivial predictor, and the teacher median-scaled."""
+    """The trivial predictor, and the teacher median-scaled.
+
+    The teacher is mirrored as the protocol says. The trivial predictor knows nothing of the image:
+    what it has for the mirrored one is its map, mirrored.
+    """
     _, cameras = pipeline.open_data(config.data, config.data.train_split)
     trivial = jnp.asarray(trivial_depth(config, cameras))
     references = {
@@ -234,9 +291,12 @@ def _references(config: ConfigDict, model: Model, teacher_state: Any) -> dict[st
         def teacher_depth(state, batch):
             return model.merge_teacher(state)(*tasks.teacher_inputs(batch)).depth_m
 
+        def predict(batch):
+            return teacher_depth(teacher_state, batch)
+
         scaling = config.evaluation.scaling
         references["teacher"] = Predictor(
-            lambda batch: teacher_depth(teacher_state, batch),
+            _mirror_averaged(predict, False) if protocols.mirrors(config.evaluation) else predict,
             "median_image" if scaling == "metric" else scaling,
         )
     return references
@@ -253,12 +313,25 @@ def _report(
     mesh: Mesh,
     predictions: Predictions | None = None,
 ) -> dict[str, dict]:
-    found = evaluate_split(config, predictors, config.data.eval_split, mesh, predictions)
+    source, cameras = pipeline.open_data(config.data, config.data.eval_split)
+    count = min(config.evaluation.pictures, len(source))
+    shown = np.linspace(0, len(source) - 1, count).round().astype(int).tolist()
+    found, drawn = evaluate_split(
+        config, predictors, config.data.eval_split, mesh, predictions, shown
+    )
     for name, predictor in predictors.items():
         found[name]["scaling"] = predictor.scaling
     if jax.process_index() == 0:
         results.write(out, about(config, found) | {"measured": measured}, found)
-    _draw(config, next(iter(predictors.values())), out, mesh, predictions)
+        for index, sample in drawn.items():
+            name = source.read(index, pictures=False)["sample_id"].replace("/", "_")
+            visualize.draw_ring(
+                sample,
+                {"prediction": sample["depth_m"]},
+                cameras,
+                config.evaluation.picture_max_depth_m,
+                out / f"{name}.png",
+            )
     return found
 
 
@@ -268,17 +341,22 @@ def about(config: ConfigDict, methods: dict[str, dict]) -> dict[str, Any]:
     protocol = protocols.PROTOCOLS[evaluation.protocol]
     first = next(iter(methods.values()))
     dense = config.task == "foundation"
+    low, high = limits_m(config)
     settings = {
         "dataset": config.data.dataset,
         "split": config.data.eval_split,
         "protocol": protocol.name,
         "average": protocol.average,
         "truth": "dense" if dense else protocol.truth,
+        "lidar_rule": _lidar_rule(config, protocol),
         "scaling": first["scaling"],
-        "max_depth_m": max_depth_m(config),
+        "mirroring": "ramps" if protocols.mirrors(evaluation) else "none",
+        "min_depth_m": low,
+        "max_depth_m": high,
         "masks": evaluation.masks,
+        "mask_rule": _mask_rule(evaluation, protocol),
+        "short_batch": "none" if protocol.pool == 1 else "left out",
     }
-    low = config.data.min_depth_m if protocol.min_depth_m is None else protocol.min_depth_m
     truth = {
         "dense": "dense truth at the size of the student's image",
         "native": "LiDAR at native pixels",
@@ -291,8 +369,9 @@ def about(config: ConfigDict, methods: dict[str, dict]) -> dict[str, Any]:
         masks = "no masks" + (", although the protocol has them" if protocol.masks_own_car else "")
     text = (
         f"{config.name} on {config.data.dataset} {config.data.eval_split}, protocol "
-        f"{protocol.name}: {truth}, {low:g} to {max_depth_m(config):g} m, {masks}"
-        f"{', averaged with the mirror image' if evaluation.flip_average else ''}; {scalings}. "
+        f"{protocol.name}: {truth}, {low:g} to {high:g} m, {masks}"
+        f"{', mirrored (post-processing by ramps)' if protocols.mirrors(evaluation) else ''}"
+        f"{_of_whole_batches(config, protocol)}; {scalings}. "
         f"Covers {covered['images']} of {covered['of']} images"
     )
     device = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
@@ -302,6 +381,27 @@ def about(config: ConfigDict, methods: dict[str, dict]) -> dict[str, Any]:
         "device": device,
         "text": text,
     }
+
+
+def _lidar_rule(config: ConfigDict, protocol: protocols.Protocol) -> str:
+    """How points became pixels; only nuScenes is prepared by the rules of its public code."""
+    if config.task == "foundation":
+        return "none"
+    return protocol.lidar_rule if config.data.dataset == "nuscenes" else "dgp"
+
+
+def _mask_rule(evaluation: ConfigDict, protocol: protocols.Protocol) -> str:
+    if evaluation.masks in ("", ESTIMATE):
+        return "none"
+    return "network size, above 0" if protocol.masks_own_car else "own size, above 127"
+
+
+def _of_whole_batches(config: ConfigDict, protocol: protocols.Protocol) -> str:
+    if protocol.pool == 1:
+        return ""
+    source, _ = pipeline.open_data(config.data, config.data.eval_split)
+    counted = whole_pools(protocol, len(source))
+    return f", {counted} of {len(source)} samples (whole batches of {protocol.pool})"
 
 
 _SCALING_TEXT = {
@@ -317,39 +417,10 @@ def summary(config: ConfigDict, methods: dict[str, dict]) -> str:
     return results.describe(about(config, methods), methods, scenes=False)
 
 
-def _draw(
-    config: ConfigDict,
-    predictor: Predictor,
-    folder: pathlib.Path,
-    mesh: Mesh,
-    predictions: Predictions | None,
-) -> None:
-    """Pictures of evenly spaced samples: image, LiDAR, prediction of every camera."""
-    if not config.evaluation.pictures:
-        return
-    source, cameras = pipeline.open_data(config.data, config.data.eval_split)
-    count = min(config.evaluation.pictures, len(source))
-    wanted = set(np.linspace(0, len(source) - 1, count).round().astype(int).tolist())
-    replicate = jax.jit(lambda tree: tree, out_shardings=sharding.replicated(mesh))
-    for batch in _batches(config, config.data.eval_split, mesh, predictions):
-        batch = {**batch, "depth_m": _in_metres(config, predictor, batch)}
-        host = jax.device_get(replicate(batch))
-        for i, index in enumerate(host["sample_index"].tolist()):
-            if index in wanted and jax.process_index() == 0:
-                sample = {name: array[i] for name, array in host.items()}
-                name = source[index]["sample_id"].replace("/", "_")
-                visualize.draw_ring(
-                    sample,
-                    {"prediction": sample["depth_m"]},
-                    cameras,
-                    config.evaluation.picture_max_depth_m,
-                    folder / f"{name}.png",
-                )
-
-
-def _in_metres(config: ConfigDict, predictor: Predictor, batch: dict[str, Array]) -> Array:
+def _in_metres(
+    config: ConfigDict, predictor: Predictor, prediction: Array, batch: dict[str, Array]
+) -> Array:
     """The prediction, or what an inverse prediction becomes by each image's alignment."""
-    prediction = predictor.predict(batch)
     if not predictor.inverse:
         return prediction
     limits = (config.data.min_depth_m, max_depth_m(config))
@@ -375,7 +446,9 @@ def _define_flags() -> None:
     flags.DEFINE_enum("scaling", None, metrics.SCALINGS, "Instead of the config's.")
     flags.DEFINE_float("max_depth_m", None, "Where the evaluated range ends.")
     flags.DEFINE_string("masks", None, "Folder of self-occlusion masks, or 'estimate'.")
-    flags.DEFINE_bool("flip_average", None, "Average with the prediction of the mirror image.")
+    flags.DEFINE_bool(
+        "flip_average", None, "Average with the mirror image's prediction (protocol packnet)."
+    )
     flags.DEFINE_enum("on_error", "stop", ("stop", "skip"), "What a bad prediction leads to.")
     flags.DEFINE_string("out", None, "Folder of the report; RUN/report, or DIR_report.")
 

@@ -44,17 +44,26 @@ class Masks:
         self.of_scene = of_scene
 
     @classmethod
-    def read(cls, folder: pathlib.Path, source: PreparedSplit) -> "Masks":
+    def read(
+        cls, folder: pathlib.Path, source: PreparedSplit, size: tuple[int, int] | None = None
+    ) -> "Masks":
         """Images of any size, dark where the own car is: `<camera>.png` or `<camera>_mask.png`.
 
         With `scene_to_group.json` (scene number -> group) they lie in a folder for each group, as
         VFDepth keeps DDAD's; otherwise they hold for every scene.
+
+        Args:
+          size: (height, width) that they are brought to as VFDepth does: resized with antialiasing
+            (Lanczos), after which every value above 0 is road scene. None keeps their own size,
+            where what is above 127 is.
         """
         table = folder / "scene_to_group.json"
         groups = json.loads(table.read_text()) if table.is_file() else None
         found: dict[pathlib.Path, dict[str, np.ndarray]] = {}
         of_scene = {}
-        for scene in source.scenes:
+        for scene, count in source.scenes.items():
+            if not count:  # all of the scene was skipped when it was prepared
+                continue
             where = folder
             if groups is not None:
                 number = scene.lstrip("0") or "0"
@@ -62,7 +71,7 @@ class Masks:
                     raise MaskError(f"{table}: names no group for scene {scene}")
                 where = folder / str(groups[number])
             if where not in found:
-                found[where] = {name: _read(where, name) for name in source.rig["cameras"]}
+                found[where] = {name: _read(where, name, size) for name in source.rig["cameras"]}
             of_scene[scene] = found[where]
         return cls(of_scene)
 
@@ -71,6 +80,8 @@ class Masks:
         """Found scene by scene, which must have `MIN_SAMPLES` and drive."""
         of_scene, first = {}, 0
         for scene, count in tqdm(source.scenes.items(), desc="masks", disable=None):
+            if not count:
+                continue
             if count < MIN_SAMPLES:
                 raise MaskError(
                     f"scene {scene} of {source.directory} has {count} samples; a mask is estimated "
@@ -92,14 +103,20 @@ class Masks:
         return {**sample, "lidar_depth_m": depth_m}
 
 
-def _read(folder: pathlib.Path, camera: str) -> Bool[np.ndarray, "h w"]:
+def _read(
+    folder: pathlib.Path, camera: str, size: tuple[int, int] | None
+) -> Bool[np.ndarray, "h w"]:
     names = (f"{camera}.png", f"{camera}_mask.png")
     path = next((folder / name for name in names if (folder / name).is_file()), None)
     if path is None:
         raise MaskError(f"{folder}: there is no mask of camera {camera}, {' or '.join(names)}")
     try:
         with Image.open(path) as image:
-            mask = np.asarray(image.convert("L")) > 127
+            grey = image.convert("L")
+            if size is None:
+                mask = np.asarray(grey) > 127
+            else:
+                mask = np.asarray(grey.resize(size[::-1], Image.Resampling.LANCZOS)) > 0
     except OSError as error:
         raise MaskError(f"{path}: the mask cannot be read ({error})") from error
     if not mask.any():

@@ -6,7 +6,10 @@ with its protocol. Read in the repositories named below, 2026.
 
 import dataclasses
 
+import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
+from ml_collections import ConfigDict
 
 from fsmde_jax.data import lidar
 
@@ -28,8 +31,13 @@ class Protocol:
         median; otherwise their mean.
       clamp_first: predictions are also clamped before they are scaled.
       masks_own_car: where the car sees itself is left out (`config.evaluation.masks` says how).
+        Masks from files are brought to the network's size as VFDepth does.
+      mirroring: whether disparity is averaged with that of the mirrored image (`post_process`):
+        "always", "never", or "asked" (`config.evaluation.flip_average`).
+      lidar_rule: of `lidar.RULES`, for data that was prepared by those.
       pool: errors are averaged over all pixels of this many consecutive samples' images of a
-        camera at once; 1 is image by image.
+        camera at once; 1 is image by image. What makes no whole pool at the end of the split is
+        left out, as VFDepth's loader does (`drop_last`).
       average: what the figures of images (or pools) are averaged over. "cameras": per camera,
         then over cameras; "images": over all alike; "pools": over a pool's cameras, then pools.
     """
@@ -43,23 +51,32 @@ class Protocol:
     masks_own_car: bool
     pool: int
     average: str
+    mirroring: str
+    lidar_rule: str
 
+
+# XiandaGuo/SSDepth, and most after it. Figures that were made here under the name "surrounddepth"
+# before results recorded their mirroring are of this protocol (`results.read`).
+_SSDEPTH = Protocol(
+    "ssdepth",
+    truth="native",
+    align_corners=False,
+    min_depth_m=None,
+    lower_median=False,
+    clamp_first=False,
+    masks_own_car=False,
+    pool=1,
+    average="cameras",
+    mirroring="never",
+    lidar_rule="surrounddepth",
+)
 
 PROTOCOLS = {
     protocol.name: protocol
     for protocol in (
-        # SurroundDepth, SSDepth and most after them.
-        Protocol(
-            "surrounddepth",
-            truth="native",
-            align_corners=False,
-            min_depth_m=None,
-            lower_median=False,
-            clamp_first=False,
-            masks_own_car=False,
-            pool=1,
-            average="cameras",
-        ),
+        _SSDEPTH,
+        # weiyithu/SurroundDepth.
+        dataclasses.replace(_SSDEPTH, name="surrounddepth", mirroring="always"),
         # 42dot/VFDepth. On nuScenes it also leaves out key frames of low visibility by a list of
         # its own (5,417 of 6,019 stay); here all count.
         Protocol(
@@ -72,8 +89,12 @@ PROTOCOLS = {
             masks_own_car=True,
             pool=4,
             average="pools",
+            mirroring="never",
+            lidar_rule="vfdepth",
         ),
-        # TRI-ML/packnet-sfm and vidar.
+        # TRI-ML/packnet-sfm and vidar, with and without mirroring. An image without any valid pixel
+        # counts as one without error there, and not at all here. It has no nuScenes; of the two
+        # rules there the one with more points is taken.
         Protocol(
             "packnet",
             truth="native",
@@ -84,9 +105,37 @@ PROTOCOLS = {
             masks_own_car=False,
             pool=1,
             average="images",
+            mirroring="asked",
+            lidar_rule="surrounddepth",
         ),
     )
 }
+
+
+def mirrors(evaluation: ConfigDict) -> bool:
+    """Whether `config.evaluation` averages with mirror images."""
+    mirroring = PROTOCOLS[evaluation.protocol].mirroring
+    return mirroring == "always" or (mirroring == "asked" and evaluation.flip_average)
+
+
+def post_process(
+    disparity: Float[Array, "*s h w"], of_mirrored: Float[Array, "*s h w"]
+) -> Float[Array, "*s h w"]:
+    """Disparity averaged with that of the mirrored image, by packnet-sfm's ramps.
+
+    Within a tenth of the width from a border the mean goes over into one of the two, wholly within
+    a twentieth: the mirrored at the left one, the direct at the right one. SurroundDepth has the
+    same function.
+
+    Args:
+      of_mirrored: as predicted, still mirrored.
+    """
+    mirrored_back = jnp.flip(of_mirrored, axis=-1)
+    along = np.linspace(0.0, 1.0, disparity.shape[-1])
+    left = (1.0 - np.clip(20.0 * (along - 0.05), 0.0, 1.0)).astype(np.float32)
+    right = left[::-1]
+    mean = 0.5 * (disparity + mirrored_back)
+    return right * disparity + left * mirrored_back + (1.0 - left - right) * mean
 
 
 def at_prepared_size(sample: dict) -> dict:

@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import json
 import pathlib
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -236,9 +237,33 @@ def read(path: pathlib.Path) -> dict[str, Any]:
     try:
         content = json.loads(found.read_text())
         content["about"]["settings"], content["methods"]
+        content["about"]["settings"] = _with_all_settings(content["about"])
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{found} is no results file of this version ({error!r})") from error
     return content
+
+
+def _with_all_settings(about: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a result, those of before there were so many completed.
+
+    What was called "surrounddepth" then is "ssdepth": nothing was mirrored, unless
+    `flip_average` asked for it, without ramps.
+    """
+    settings, text = about["settings"], about.get("text", "")
+    if "mirroring" in settings:
+        return settings
+    name, masks = settings.get("protocol"), settings.get("masks", "")
+    lidar_rule = "nuscenes-devkit" if settings.get("dataset") == "nuscenes" else "dgp"
+    limits = re.search(r", ([\d.e+-]+) to [\d.e+-]+ m,", text)
+    low_m = 0.0 if name in ("vfdepth", "packnet") else 0.1
+    return settings | {
+        "protocol": "ssdepth" if name == "surrounddepth" else name,
+        "lidar_rule": "none" if settings.get("truth") == "dense" else lidar_rule,
+        "mirroring": "mean" if "averaged with the mirror image" in text else "none",
+        "min_depth_m": float(limits[1]) if limits else low_m,
+        "mask_rule": "none" if masks in ("", "estimate") else "own size, above 127",
+        "short_batch": "counted" if name == "vfdepth" else "none",
+    }
 
 
 def average_seeds(contents: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -291,7 +316,13 @@ def compare(first: dict[str, Any], second: dict[str, Any]) -> dict[str, dict[str
 
 
 def _check_same(first: dict[str, Any], second: dict[str, Any]) -> None:
-    what = differences(first["about"]["settings"], second["about"]["settings"], "in the first")
+    settings = []
+    for content in (first, second):
+        method = next(iter(content["methods"].values()))
+        # That of the first method is in `settings`, too.
+        own = {"scaling": method["scaling"]} if "scaling" in method else {}
+        settings.append(content["about"]["settings"] | own)
+    what = differences(*settings, "in the first")
     if what:
         raise UserError(
             "these results cannot be compared: " + what.replace("in the config", "in the second")

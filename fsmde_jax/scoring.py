@@ -14,7 +14,7 @@ from jaxtyping import Array
 from ml_collections import ConfigDict
 
 from fsmde_jax import cross_view, metrics, results, sharding
-from fsmde_jax.protocols import Protocol
+from fsmde_jax.protocols import PROTOCOLS, Protocol
 
 
 class Predictor(NamedTuple):
@@ -47,6 +47,7 @@ class Scorer:
         self.scene_of: list[int] = scene_of.tolist()
         self.scores = results.Scores.empty(cameras, len(self.scenes), protocol)
         pool_of = np.arange(len(scene_of)) // protocol.pool
+        self.counted = whole_pools(protocol, len(scene_of))
         self.pools = results.Groups(pool_of)
         # Where one ratio of medians serves several images, their points wait for one another.
         self.scaled = results.Groups(pool_of if protocol.pool > 1 else scene_of)
@@ -66,15 +67,15 @@ class Scorer:
         self._cross_view = jax.jit(self._cross_view_of, out_shardings=everywhere)
         self._replicate = jax.jit(lambda tree: tree, out_shardings=everywhere)
 
-    def add(self, batch: dict[str, Array]) -> None:
-        """Measures a batch."""
+    def add(self, batch: dict[str, Array]) -> Array:
+        """Measures a batch; returns what was predicted, [b n h w]."""
         prediction = self.predictor.predict(batch)
         small = {name: batch[name] for name in ("sample_index", "camera_mask")}
         small["covered"] = batch.get("covered", batch["camera_mask"])
         host = jax.device_get(self._replicate(small))
         index = host["sample_index"]
-        rows = [row for row in range(len(index)) if index[row] >= 0]
-        self.images += host["camera_mask"][rows].sum(axis=0)
+        self.images += host["camera_mask"][index >= 0].sum(axis=0)
+        rows = [row for row in range(len(index)) if 0 <= index[row] < self.counted]
         self.covered += (host["covered"] & host["camera_mask"])[rows].sum(axis=0)
         if self.predictor.scaling == "median_camera":
             points = jax.device_get(self._read(prediction, batch))
@@ -89,6 +90,7 @@ class Scorer:
             for row in rows:
                 self.scores.add_cross_view(self.scene_of[index[row]], values[row])
             self.unit_ratios += scale[rows][~np.isnan(scale[rows])].tolist()
+        return prediction
 
     def compute(self) -> dict:
         """The figures, and how much of the split they cover."""
@@ -130,17 +132,13 @@ class Scorer:
 
     # On the devices
 
-    def _limits(self) -> tuple[float, float]:
-        low = self.protocol.min_depth_m
-        return self.config.data.min_depth_m if low is None else low, max_depth_m(self.config)
-
     def _read_points(self, prediction: Array, batch: dict[str, Array]) -> tuple[Array, ...]:
         """The prediction at the truth's points, the truth [b n p], and which of them count."""
         uv, size, truth_m = truth_of(batch)
         corners = self.protocol.align_corners
         read = lambda *image: metrics.read_at_pixels(*image, corners)  # noqa: E731
         depth_m = jax.vmap(jax.vmap(read))(prediction.astype(jnp.float32), uv, size)
-        low, high = self._limits()
+        low, high = limits_m(self.config)
         if self.protocol.clamp_first and not self.predictor.inverse:
             depth_m = jnp.clip(depth_m, low, high)
         return depth_m, truth_m, (truth_m > low) & (truth_m < high)
@@ -155,7 +153,7 @@ class Scorer:
             self.protocol.lower_median,
             self.predictor.inverse,
         )
-        low, high = self._limits()
+        low, high = limits_m(self.config)
         return metrics.error_sums(jnp.clip(depth_m, max(low, 1e-6), high), truth_m, valid)
 
     def _cross_view_of(self, depth_m: Array, batch: dict[str, Array]) -> tuple[Array, Array]:
@@ -170,6 +168,17 @@ class Scorer:
             batch["neighbour_mask"],
         )
         return jnp.stack([cross_view.scale_spread(scale), apart], axis=-1), scale
+
+
+def whole_pools(protocol: Protocol, samples: int) -> int:
+    """How many samples of a split count: those that make no whole pool at its end do not."""
+    return samples - samples % protocol.pool
+
+
+def limits_m(config: ConfigDict) -> tuple[float, float]:
+    """The range of true depth that is evaluated, to which predictions are clamped."""
+    low = PROTOCOLS[config.evaluation.protocol].min_depth_m
+    return config.data.min_depth_m if low is None else low, max_depth_m(config)
 
 
 def max_depth_m(config: ConfigDict) -> float:

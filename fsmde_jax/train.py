@@ -270,8 +270,10 @@ def _train(config: ConfigDict, workdir: pathlib.Path, stop: "StopSignal") -> int
             check(pending, state)
             saver.save(step, state.items())
         if config.train.eval_every and step % config.train.eval_every == 0:
-            mean = evaluate.evaluate_state(config, task, model, state, frozen, mesh)["mean"]
+            found, ring = evaluate.evaluate_state(config, task, model, state, frozen, mesh)
+            mean = found["mean"]
             writer.write(step, "eval", mean)
+            writer.show(step, "eval/ring", ring)
             log.info("%s: step %d, validation %s", config.name, step, mean)
     if pending is not None:
         check(pending, state)

@@ -1,11 +1,14 @@
 """The trivial predictor: each place's median depth in training, whatever the image shows."""
 
+import functools
+import pathlib
+
 import numpy as np
 from jaxtyping import Float
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from fsmde_jax.data import lidar, pipeline
+from fsmde_jax.data import lidar, pipeline, prepared
 
 # The predictor's cells, and the bins of its histograms in log depth (3 % wide).
 GRID = (96, 160)
@@ -17,14 +20,31 @@ def trivial_depth(config: ConfigDict, cameras: tuple[str, ...]) -> Float[np.ndar
 
     The median is read from histograms in log depth, so memory does not grow with the dataset;
     a cell without points takes the median of the smallest block of cells around it that has some.
+    LiDAR alone is read, and once a process.
     """
     source, _ = pipeline.open_data(config.data, config.data.train_split)
-    labels_of = pipeline.labels_of(source, config.data)
+    made = (source.directory / prepared.RIG_FILE).stat().st_mtime_ns
+    range_m = (config.data.min_depth_m, config.data.max_depth_m)
+    where = (source.directory, source.split, made)
+    return _of_split(*where, cameras, range_m, config.data.masks).copy()
+
+
+@functools.lru_cache(maxsize=1)
+def _of_split(
+    directory: pathlib.Path,
+    split: str,
+    made_ns: int,  # of a dataset that is prepared anew the map is another one
+    cameras: tuple[str, ...],
+    range_m: tuple[float, float],
+    masks: str,
+) -> Float[np.ndarray, "n h w"]:
+    source = prepared.PreparedSplit(directory, split)
+    labels_of = pipeline.labels_of(source, range_m, masks)
     rows, columns = GRID
-    log_range = np.log([config.data.min_depth_m, config.data.max_depth_m])
+    log_range = np.log(range_m)
     counts = np.zeros((len(cameras), rows, columns, BINS), np.uint32)
     for index in tqdm(range(len(source)), desc="trivial predictor", disable=len(source) < 500):
-        sample = labels_of(source[index])
+        sample = labels_of(source.read(index, pictures=False))
         of_image = lidar.slices_of(sample)
         for i, name in enumerate(sample["camera_names"]):
             points = of_image[i]

@@ -213,6 +213,20 @@ def draw_birds_eye(
         figure.savefig(partial)
 
 
+def ring_views(sample: dict[str, np.ndarray], max_depth_m: float) -> UInt8[np.ndarray, "h2 w2 3"]:
+    """A ring's images, from left of the car to right of it, above their depths.
+
+    Args:
+      sample: batch fields without `b`, and `depth_m`, of any size.
+    """
+    yaw = rig.yaw_rad(sample["vehicle_from_camera"])
+    order = [i for i in np.argsort(-yaw) if sample["camera_mask"][i]]
+    image, depth_m = sample["image"][order], sample["depth_m"][order]
+    (height, width), (rows, columns) = image.shape[1:3], depth_m.shape[1:]
+    row, column = np.arange(height) * rows // height, np.arange(width) * columns // width
+    return stack_views(image, depth_m[:, row[:, None], column], max_depth_m)
+
+
 def stack_views(
     image: UInt8[np.ndarray, "n h w 3"], depth_m: Float[np.ndarray, "n h w"], max_depth_m: float
 ) -> UInt8[np.ndarray, "h2 w2 3"]:

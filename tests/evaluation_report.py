@@ -101,7 +101,7 @@ def report(protocol: str) -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    rows = [report(protocol) for protocol in ("surrounddepth", "packnet")]
+    rows = [report(protocol) for protocol in ("ssdepth", "packnet")]
     lines = [
         "# evaluation",
         "",

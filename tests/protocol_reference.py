@@ -1,6 +1,6 @@
 """The evaluation protocols in plain numpy on full-resolution maps, written from their descriptions.
 
-Nothing here knows the package: maps in, figures out, in float64. Slow on purpose.
+Nothing here knows the package: clouds and maps in, figures out, in float64. Slow on purpose.
 """
 
 import numpy as np
@@ -10,6 +10,24 @@ def dense_truth(uv, depth_m, size):
     """A native map with 0 where there is no LiDAR."""
     truth = np.zeros(size)
     truth[uv[:, 1], uv[:, 0]] = depth_m
+    return truth
+
+
+def project(points_m, world_from_lidar, world_from_camera, intrinsics, size, rule):
+    """A native map from a cloud in the LiDAR's frame; "dgp", "surrounddepth" or "vfdepth"."""
+    to_camera = np.linalg.inv(world_from_camera) @ world_from_lidar
+    truth = np.zeros(size)
+    for x, y, z in points_m.astype(np.float64) @ to_camera[:3, :3].T + to_camera[:3, 3]:
+        if z <= 0:
+            continue
+        place = np.array([intrinsics[0][0] * x / z, intrinsics[1][1] * y / z])
+        place += intrinsics[0][2], intrinsics[1][2]
+        last = np.array(size)[::-1] - 1
+        if rule == "vfdepth" and ((place < 0) | (place > last)).any():
+            continue
+        place = np.trunc(place) if rule == "dgp" else np.rint(place)
+        if ((place >= 0) & (place <= last)).all():
+            truth[int(place[1]), int(place[0])] = z
     return truth
 
 
@@ -83,10 +101,19 @@ def packnet(samples, scaling, low, high):
     return np.mean([errors(np.clip(p, 1e-6, high), t) for p, t in pixels.values()], axis=0)
 
 
+ssdepth = surrounddepth  # the predictions are mirrored already, or not
+
+
 def vfdepth(samples, scaling, low, high, network_size):
-    """Network pixels; pooled over batches of four per camera, mean of cameras, mean of batches."""
+    """Network pixels; pooled over batches of four per camera, mean of cameras, mean of batches.
+
+    `samples` are in order; the last ones that make no batch of four are left out.
+    """
     pixels = {}
+    whole = (max(sample for (_, sample, _), _, _ in samples) + 1) // 4 * 4
     for key, prediction, truth in samples:
+        if key[1] >= whole:
+            continue
         truth = shrink_truth(truth, network_size)
         valid = (truth > 0) & (truth < high)
         predicted = np.clip(resize(prediction, network_size, False), 0.0, high)

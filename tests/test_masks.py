@@ -24,7 +24,7 @@ class Recording(prepared.PreparedSplit):
 
     def __init__(self, samples=MIN_SAMPLES, drives=True):
         self.directory, self.split = pathlib.Path("recording"), "val"
-        self.rig = {"cameras": ["A"], "scenes": {"val": {"7": samples}}}
+        self.rig = {"cameras": ["A"], "scenes": {"val": {"6": 0, "7": samples, "8": 0}}}
         self.drives = drives
 
     def __getitem__(self, index):
@@ -48,6 +48,7 @@ class Recording(prepared.PreparedSplit):
 def test_the_estimate_finds_the_own_car_and_not_the_sky():
     recording = Recording()
     masks = Masks.estimate(recording)
+    assert list(masks.of_scene) == ["7"]  # scenes of which nothing could be prepared have no mask
     mask = masks.of_scene["7"]["A"]
     # LiDAR returns around the own car take a margin of it.
     margin = SQUARE_PX // 2 + 1

@@ -18,6 +18,7 @@ from dgp_fixture import Break, write_json
 from PIL import Image
 from scipy.spatial.transform import Rotation
 
+from fsmde_jax import evaluate, sharding
 from fsmde_jax import prepare as prepare_module
 from fsmde_jax.config import default_config
 from fsmde_jax.data import dgp, lidar, nuscenes, pipeline, prepared, recording
@@ -800,3 +801,30 @@ def test_the_command_fails_on_a_missing_sweep_unless_it_is_skipped(raw, out):
     assert "Traceback" not in done[0].stderr
     assert "1 skipped" in done[1].stdout and str(path) in done[1].stdout
     assert (out / "nuscenes/352x640/2.0.0").is_dir()
+
+
+# How VFDepth masks it
+
+
+def test_vfdepths_masks_are_grey_at_their_edge_and_count_there(pristine, tmp_path):
+    """Resized to the network with antialiasing, every value above 0 is road scene.
+
+    The masks are black from row 30 of 50, which is row 15 of 25. There Lanczos leaves 14 of 255,
+    in row 16 nothing, and in row 17 a ripple of 1.
+    """
+    config = default_config()
+    config.data.update({"dataset": "nuscenes", "data_dir": str(tmp_path / "data")})
+    config.data.update({"config_name": "small", "cameras": ()})
+    run(pristine, tmp_path / "data", image_size=(25, 40))
+    (tmp_path / "masks").mkdir()
+    grey = np.repeat(np.where(np.arange(50) < 30, 255, 0).astype(np.uint8)[:, None], 80, axis=1)
+    for name in nuscenes.CAMERAS:
+        Image.fromarray(grey).save(tmp_path / "masks" / f"{name}.png")
+    below = {}
+    for protocol in ("ssdepth", "vfdepth"):
+        config.evaluation.update({"protocol": protocol, "masks": str(tmp_path / "masks")})
+        mesh = sharding.make_mesh(config.mesh)
+        batch = next(iter(evaluate._batches(config, "val", mesh)))
+        rows = np.asarray(batch["lidar_uv"])[..., 1][np.asarray(batch["lidar_depth_m"]) > 0]
+        below[protocol] = set(rows[rows >= (29 if protocol == "ssdepth" else 15)].tolist())
+    assert below == {"ssdepth": {29}, "vfdepth": {15, 17}}

@@ -418,3 +418,15 @@ def test_more_labelled_scenes_than_there_are_is_refused(config, mesh):
     few.data.labelled_scenes = 99
     with pytest.raises(ConfigError, match=r"config\.data\.labelled_scenes is 99; .* has 2 scenes"):
         load(few, mesh)
+
+
+def test_labelled_scenes_without_samples_are_named(config):
+    """All of them were skipped when they were prepared."""
+    source, _ = pipeline.open_data(config.data, "train")
+    source.rig["scenes"]["train"] = {"a": 0, "b": 0, "c": 6}
+    data = config.data.copy_and_resolve_references()
+    data.labelled_scenes = 2
+    with pytest.raises(ConfigError, match=r"no samples .* first 2 scenes.*labelled_scenes"):
+        pipeline.training_samples(source, data)
+    data.labelled_scenes = 3
+    assert pipeline.training_samples(source, data) == list(range(6))

@@ -9,7 +9,8 @@ from fsmde_jax.protocols import PROTOCOLS
 
 CAMERAS = ("A", "B")
 SCENES = ("one", "two", "three", "four")
-ABOUT = {"settings": {"protocol": "surrounddepth", "average": "cameras"}, "scenes": 4, "text": "T"}
+SETTINGS = {"protocol": "ssdepth", "average": "cameras", "mirroring": "none"}
+ABOUT = {"settings": SETTINGS, "scenes": 4, "text": "T"}
 
 
 def fill(scores, seed=0, factor=1.0, samples=3):
@@ -26,7 +27,7 @@ def fill(scores, seed=0, factor=1.0, samples=3):
     return rows
 
 
-def filled(protocol="surrounddepth", **options):
+def filled(protocol="ssdepth", **options):
     scores = results.Scores.empty(CAMERAS, len(SCENES), PROTOCOLS[protocol])
     return scores, fill(scores, **options)
 
@@ -36,10 +37,11 @@ def test_each_protocol_averages_its_own_way(protocol):
     scores, rows = filled(protocol)
     images = {c: [s[c] / n[c] for _, s, n in rows if n[c]] for c in (0, 1)}
     expected = {
-        "surrounddepth": np.mean([np.mean(images[0]), np.mean(images[1])]),
+        "ssdepth": np.mean([np.mean(images[0]), np.mean(images[1])]),
         "packnet": np.mean(images[0] + images[1]),
         "vfdepth": np.mean([np.mean([s[c] / n[c] for c in (0, 1) if n[c]]) for _, s, n in rows]),
     }
+    expected["surrounddepth"] = expected["ssdepth"]
     assert len(images[0]) == 12 and len(images[1]) == 8
     found = scores.compute(SCENES)
     assert found["mean"]["abs_rel"] == pytest.approx(expected[protocol], rel=1e-12)
@@ -48,9 +50,9 @@ def test_each_protocol_averages_its_own_way(protocol):
 
 def test_the_order_of_images_changes_nothing():
     whole, _ = filled()
-    shuffled = results.Scores.empty(CAMERAS, 4, PROTOCOLS["surrounddepth"])
+    shuffled = results.Scores.empty(CAMERAS, 4, PROTOCOLS["ssdepth"])
     images = []
-    recorder = results.Scores.empty(CAMERAS, 4, PROTOCOLS["surrounddepth"])
+    recorder = results.Scores.empty(CAMERAS, 4, PROTOCOLS["ssdepth"])
     recorder.add = lambda *image: images.append(image)
     fill(recorder)
     for image in images[::-1]:
@@ -73,7 +75,7 @@ def test_nothing_to_average_is_said():
 
 
 def test_one_scene_has_no_interval():
-    scores = results.Scores.empty(CAMERAS, 1, PROTOCOLS["surrounddepth"])
+    scores = results.Scores.empty(CAMERAS, 1, PROTOCOLS["ssdepth"])
     scores.add(0, np.ones((2, 4, 7)), np.ones((2, 4)))
     found = scores.compute(("only",))
     assert found["interval"] is None
@@ -116,13 +118,68 @@ def test_other_settings_or_images_are_refused(tmp_path):
     scores, _ = filled()
     fewer, _ = filled(samples=2)
     one, other = write(tmp_path / "a", scores), write(tmp_path / "b", scores, protocol="packnet")
-    with pytest.raises(UserError, match=r"protocol is 'surrounddepth'.*'packnet' in the second"):
+    with pytest.raises(UserError, match=r"protocol is 'ssdepth'.*'packnet' in the second"):
         results.compare(one, other)
     with pytest.raises(UserError, match="20 in 4 scenes and 12 in 4"):
         results.compare(one, write(tmp_path / "c", fewer))
     (tmp_path / "d.json").write_text("{}")
     with pytest.raises(UserError, match=r"d\.json is no results file"):
         results.read(tmp_path / "d.json")
+
+
+@pytest.mark.parametrize(
+    ("setting", "other"),
+    [
+        ("mirroring", "ramps"),
+        ("scaling", "median_image"),
+        ("lidar_rule", "vfdepth"),
+        ("short_batch", "left out"),
+        ("mask_rule", "network size, above 0"),
+        ("min_depth_m", 0.0),
+        ("max_depth_m", 80.0),
+    ],
+)
+def test_whatever_changes_a_figure_keeps_results_apart(tmp_path, setting, other):
+    scores, _ = filled()
+    one = write(tmp_path / "a", scores)
+    with pytest.raises(UserError, match=rf"cannot be compared: {setting} is .*{other}"):
+        results.compare(one, write(tmp_path / "b", scores, **{setting: other}))
+
+
+def test_a_method_of_another_scaling_than_the_first_is_told_apart():
+    scores, _ = filled()
+    found = scores.compute(SCENES)
+    metric, median = (
+        {"about": ABOUT, "methods": {"m": {**found, "scaling": scaling}}}
+        for scaling in ("metric", "median_image")
+    )
+    with pytest.raises(UserError, match="scaling is 'metric' in the first, 'median_image' in"):
+        results.compare(metric, median)
+
+
+@pytest.mark.parametrize(
+    ("protocol", "text", "now", "mirroring"),
+    [
+        ("surrounddepth", "LiDAR, 0.3 to 80 m, no masks; as", "ssdepth", "none"),
+        ("surrounddepth", "LiDAR, 0.3 to 80 m, no, averaged with the mirror image", None, "mean"),
+        ("vfdepth", "LiDAR, 0 to 80 m, no masks; as predicted", "vfdepth", "none"),
+    ],
+)
+def test_figures_of_before_are_called_by_what_they_are(tmp_path, protocol, text, now, mirroring):
+    scores, _ = filled()
+    settings = {"protocol": protocol, "average": "cameras", "dataset": "nuscenes", "masks": "DIR"}
+    about = {**ABOUT, "settings": settings, "text": text}
+    results.write(tmp_path, about, {"m": scores.compute(SCENES)})
+    found = results.read(tmp_path)
+    read = found["about"]["settings"]
+    assert read["protocol"] == (now or "ssdepth") and read["mirroring"] == mirroring
+    assert read["min_depth_m"] == (0.0 if protocol == "vfdepth" else 0.3)
+    assert read["lidar_rule"] == "nuscenes-devkit"
+    assert read["mask_rule"] == "own size, above 127"
+    assert read["short_batch"] == ("counted" if protocol == "vfdepth" else "none")
+    mirrored = write(tmp_path / "new", scores, protocol="surrounddepth", mirroring="ramps")
+    with pytest.raises(UserError, match="mirroring is "):
+        results.compare(found, mirrored)
 
 
 @pytest.mark.parametrize("scenes", [8, 30])
@@ -139,7 +196,7 @@ def test_paired_intervals_cover_the_truth_at_their_rate(scenes):
         base = level + rng.normal(0, 0.02, scenes)
         pair = []
         for value in (base, base + level * effect):
-            scores = results.Scores.empty(("A",), scenes, PROTOCOLS["surrounddepth"])
+            scores = results.Scores.empty(("A",), scenes, PROTOCOLS["ssdepth"])
             scores.sums[:, 0, -1, :] = (value * images)[:, None]
             scores.counts[:, 0, -1] = images
             scores.sums[:, 1], scores.counts[:, 1] = scores.sums[:, 0], scores.counts[:, 0]

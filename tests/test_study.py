@@ -511,14 +511,14 @@ def test_the_command_refuses_a_wrong_study_in_one_line(tmp_path):
 
 def content(*scenes):
     """Results of one camera, an image a scene, of these AbsRels."""
-    scores = results.Scores.empty(("A",), len(scenes), PROTOCOLS["surrounddepth"])
+    scores = results.Scores.empty(("A",), len(scenes), PROTOCOLS["ssdepth"])
     for scene, abs_rel in enumerate(scenes):
         sums = np.zeros((1, len(metrics.RANGES_M), len(metrics.NAMES)))
         sums[0, 0] = abs_rel
         counts = np.zeros((1, len(metrics.RANGES_M)))
         counts[0, 0] = 1
         scores.add(scene, sums, counts)
-    settings = {"protocol": "surrounddepth", "average": "cameras"}
+    settings = {"protocol": "ssdepth", "average": "cameras", "mirroring": "none"}
     about = {"settings": settings, "scenes": len(scenes), "text": "T"}
     return {"about": about, "methods": {"m": scores.compute([f"s{i}" for i in range(len(scenes))])}}
 
@@ -582,10 +582,7 @@ def test_the_world_bench_is_frozen():
     assert test.world.to_dict() == world | {"seed": 13, "train_scenes": 1, "val_scenes": 60}
     assert (bench.data.config_name, test.data.config_name) == ("bench_v3", "bench_v3_test")
     for config in (bench, test):
-        assert (config.evaluation.protocol, config.evaluation.scaling) == (
-            "surrounddepth",
-            "metric",
-        )
+        assert (config.evaluation.protocol, config.evaluation.scaling) == ("ssdepth", "metric")
         assert (config.data.max_depth_m, config.data.points_per_image) == (200.0, 1024)
 
 

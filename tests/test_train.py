@@ -1,3 +1,4 @@
+import io
 import json
 import os
 import resource
@@ -13,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from PIL import Image
+from tensorboardX.proto import event_pb2
 from tiny_run import prepare_recording, tiny_config
 
 from fsmde_jax import (
@@ -27,9 +30,10 @@ from fsmde_jax import (
     tasks,
     train,
     trivial,
+    visualize,
 )
 from fsmde_jax import config as config_lib
-from fsmde_jax.data import pipeline
+from fsmde_jax.data import pipeline, prepared
 from fsmde_jax.errors import UserError
 from fsmde_jax.models.conv_norm import ConvNorm
 from fsmde_jax.models.vit import ViT, ViTConfig
@@ -47,8 +51,10 @@ def config(data_dir):
 
 @pytest.fixture(scope="module")
 def finished(config, tmp_path_factory):
-    """An uninterrupted run."""
+    """An uninterrupted run, evaluated once on its way."""
     workdir = tmp_path_factory.mktemp("finished")
+    config = config.copy_and_resolve_references()
+    config.train.eval_every = 4
     assert train.train(config, workdir) is None
     return workdir
 
@@ -79,6 +85,33 @@ def test_metrics_hold_loss_terms_and_norms(finished):
     assert {"images_per_second", "eta_s"} <= set(read_metrics(finished, "speed")[0])
     assert list(finished.glob("events.*"))
     assert json.loads((finished / "config.json").read_text())["name"] == "tiny"
+
+
+def test_an_evaluation_in_training_shows_the_first_ring(config, finished):
+    assert [record["step"] for record in read_metrics(finished, "eval")] == [4]
+    (picture,) = [
+        np.asarray(Image.open(io.BytesIO(value.image.encoded_image_string)))
+        for event in read_events(next(finished.glob("events.*")))
+        for value in event.summary.value
+        if (value.tag, event.step) == ("eval/ring", 4)
+    ]
+    batches = pipeline.eval_batches(
+        config.data, "val", sharding.batch_sharding(sharding.make_mesh(config.mesh))
+    )
+    first = {name: np.asarray(array)[0] for name, array in next(batches).items()}
+    flat = visualize.ring_views({**first, "depth_m": np.ones((6, 4, 8))}, 80.0)
+    assert picture.shape == flat.shape == (320, 1920, 3)  # five times as large as prepared
+    np.testing.assert_array_equal(picture[:160], flat[:160])
+    assert picture[160:].std() > 0
+
+
+def read_events(path):
+    """TensorBoard's file: records of a length (8 bytes), 4 bytes, the event, 4 bytes."""
+    content, place = path.read_bytes(), 0
+    while place < len(content):
+        length = int.from_bytes(content[place : place + 8], "little")
+        yield event_pb2.Event.FromString(content[place + 12 : place + 12 + length])
+        place += 16 + length
 
 
 def test_muon_turns_kernels_by_orthogonal_matrices_as_large_as_adamws_updates(config):
@@ -389,8 +422,18 @@ def test_the_state_of_an_earlier_step_that_was_not_finite_is_kept(config, tmp_pa
     assert names == {"not_finite.earlier/checkpoints/4", "not_finite/checkpoints/8"}
 
 
-def test_evaluation_reads_the_checkpoint_and_writes_the_report(config, finished):
+def test_evaluation_reads_the_checkpoint_and_writes_the_report(config, finished, monkeypatch):
+    """Also: each picture of the split is decoded once, and none for the trivial predictor."""
+    decoded, decode = [], prepared.decode_images
+
+    def counted(encoded):
+        decoded.append(len(encoded))
+        return decode(encoded)
+
+    monkeypatch.setattr(prepared, "decode_images", counted)
+    trivial._of_split.cache_clear()
     results = evaluate.evaluate_run(config, finished)
+    assert decoded == [6, 6, 6]  # three samples of six cameras
     assert list(results) == ["student", "trivial", "teacher"]
     assert json.loads((finished / "report" / "results.json").read_text())["methods"] == results
     assert set(results["student"]["cameras"]) == set(config.data.cameras)
@@ -403,7 +446,7 @@ def test_evaluation_counts_padding_for_nothing(config, finished):
     """Three validation samples in a batch of eight."""
     predictor = scoring.Predictor(lambda batch: jnp.full((8, 6, 4, 4), 10.0))
     mesh = sharding.make_mesh(config.mesh)
-    result = evaluate.evaluate_split(config, {"ten": predictor}, "val", mesh)["ten"]
+    result = evaluate.evaluate_split(config, {"ten": predictor}, "val", mesh)[0]["ten"]
     source, cameras = pipeline.open_data(config.data, "val")
     errors = {name: [] for name in cameras}
     for sample in (source[i] for i in range(len(source))):

@@ -95,7 +95,7 @@ def train_batches(
         .map(int)  # Grain's seeds of the draws below count the nodes from here to them
         .map(functools.partial(read_sample, source))
         .map(functools.partial(hide_labels, labelled=labelled_samples(source, config)))
-        .map(labels_of(source, config))
+        .map(labels_of(source, (config.min_depth_m, config.max_depth_m), config.masks))
         .map(functools.partial(shrink, factor=config.downscale, keep_prepared=with_prepared))
         .random_map(lambda sample, rng: to_rig(sample, rng=rng))
         .random_map(functools.partial(augment_sample, config=config.to_dict()))
@@ -202,7 +202,8 @@ def read_or_pad(source: prepared.PreparedSplit, index: int) -> dict:
     """For index -1 a sample without cameras."""
     if index >= 0:
         return read_sample(source, index)
-    sample = read_sample(source, 0)
+    no_images = np.zeros((0, *source.rig["prepared_size"], 3), np.uint8)
+    sample = {**source.read(0, pictures=False), "images": no_images}
     return {**sample, "camera_names": [], "sample_index": np.int32(-1)}
 
 
@@ -214,7 +215,15 @@ def labelled_samples(source: prepared.PreparedSplit, config: ConfigDict) -> int:
             f"config.data.labelled_scenes is {config.labelled_scenes}; {source.directory} has "
             f"{len(counts)} scenes to train on (0: all)"
         )
-    return sum(counts[: config.labelled_scenes or None])
+    labelled = sum(counts[: config.labelled_scenes or None])
+    if not labelled:
+        raise ConfigError(
+            f"{source.directory} has no samples to train on in its "
+            f"{f'first {config.labelled_scenes} scenes' if config.labelled_scenes else 'scenes'}"
+            ": see what was skipped in prepare.json beside it"
+            + (", or raise config.data.labelled_scenes" if config.labelled_scenes else "")
+        )
+    return labelled
 
 
 def training_samples(source: prepared.PreparedSplit, config: ConfigDict) -> list[int]:
@@ -233,15 +242,20 @@ def hide_labels(sample: dict, labelled: int) -> dict:
     return {**sample, "lidar_depth_m": np.zeros_like(sample["lidar_depth_m"])}
 
 
-def labels_of(source: prepared.PreparedSplit, config: ConfigDict) -> Callable[[dict], dict]:
+def labels_of(
+    source: prepared.PreparedSplit, depth_range_m: tuple[float, float], masks: str
+) -> Callable[[dict], dict]:
     """What leaves a prepared sample those LiDAR points that may supervise.
 
-    Inside the depth range that the networks can say, and not on the own car where `config.masks`
-    names its masks. Before points are drawn, so that none is drawn in vain.
+    Before points are drawn, so that none is drawn in vain.
+
+    Args:
+      source: whose samples they are.
+      depth_range_m: what the networks can say; points outside are left out.
+      masks: folder of masks of the own car, whose points are left out; "" for none.
     """
-    masks = Masks.read(pathlib.Path(config.masks), source) if config.masks else None
-    depth_range_m = (config.min_depth_m, config.max_depth_m)
-    return functools.partial(_keep_labels, masks=masks, depth_range_m=depth_range_m)
+    found = Masks.read(pathlib.Path(masks), source) if masks else None
+    return functools.partial(_keep_labels, masks=found, depth_range_m=depth_range_m)
 
 
 def _keep_labels(sample: dict, masks: Masks | None, depth_range_m: tuple[float, float]) -> dict:

@@ -80,12 +80,18 @@ class PreparedSplit:
         return len(self._source)
 
     def __getitem__(self, index: SupportsIndex) -> dict[str, Any]:
-        index = operator.index(index)
+        return self.read(operator.index(index))
+
+    def read(self, index: int, pictures: bool = True) -> dict[str, Any]:
+        """A sample; without `pictures`, which take most of the time, all its other fields."""
         if not 0 <= index < len(self):
             raise IndexError(f"sample {index} of {len(self)} in {self.directory}, {self.split}")
         sample = dict(self._source[index])
         for name in self._pictures:
-            sample[name] = decode_images(sample[name])
+            if pictures:
+                sample[name] = decode_images(sample[name])
+            else:
+                del sample[name]
         for field in sample.keys() & {"camera_names", "previous_files", "next_files"}:
             sample[field] = [text.decode() for text in sample[field]]
         for field in ("sample_id", "scene_id"):
