@@ -110,13 +110,11 @@ def test_a_distillation_step_multiplies_float32_in_float32(step_equations):
 
 
 def test_between_the_layers_of_a_bf16_step_maps_are_bf16(step_equations):
-    """Its convolutions and its ReLUs, of all cameras' maps, read and write no float32."""
+    """Its convolutions read and write no float32."""
     wide = [
         str(equation)
         for equation in step_equations
-        if equation.primitive.name in ("conv_general_dilated", "max")
-        and equation.outvars[0].aval.shape[:1] == (3,)
-        and equation.outvars[0].aval.ndim == 4
+        if equation.primitive.name == "conv_general_dilated"
         and any(v.aval.dtype == jnp.float32 for v in (*equation.invars, *equation.outvars))
     ]
     assert wide == []
