@@ -1,7 +1,7 @@
 """The trivial predictor: each place's median depth in training, whatever the image shows."""
 
 import functools
-import pathlib
+import json
 
 import numpy as np
 from jaxtyping import Float
@@ -23,22 +23,16 @@ def trivial_depth(config: ConfigDict, cameras: tuple[str, ...]) -> Float[np.ndar
     LiDAR alone is read, and once a process.
     """
     source, _ = pipeline.open_data(config.data, config.data.train_split)
-    made = (source.directory / prepared.RIG_FILE).stat().st_mtime_ns
-    limits_m = (config.data.min_depth_m, config.data.max_depth_m)
-    return _of_split(source.directory, source.split, made, cameras, limits_m).copy()
+    made_ns = (source.directory / prepared.RIG_FILE).stat().st_mtime_ns
+    return _of_split(config.data.to_json(), made_ns, cameras).copy()
 
 
-@functools.lru_cache(maxsize=1)
-def _of_split(
-    directory: pathlib.Path,
-    split: str,
-    made_ns: int,  # of a dataset that is prepared anew the map is another one
-    cameras: tuple[str, ...],
-    limits_m: tuple[float, float],
-) -> Float[np.ndarray, "n h w"]:
-    source = prepared.PreparedSplit(directory, split)
+@functools.lru_cache(maxsize=1)  # of data that is prepared anew, `made_ns` is another
+def _of_split(data: str, made_ns: int, cameras: tuple[str, ...]) -> Float[np.ndarray, "n h w"]:
+    config = ConfigDict(json.loads(data))
+    source, _ = pipeline.open_data(config, config.train_split)
     rows, columns = GRID
-    log_range = np.log(limits_m)
+    log_range = np.log([config.min_depth_m, config.max_depth_m])
     counts = np.zeros((len(cameras), rows, columns, BINS), np.uint32)
     for index in tqdm(range(len(source)), desc="trivial predictor", disable=len(source) < 500):
         sample = source.read(index, pictures=False)
