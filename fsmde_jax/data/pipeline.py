@@ -92,7 +92,6 @@ def train_batches(
         .seed(seed)
         .shuffle()
         .repeat()
-        .map(int)  # Grain's seeds of the draws below count the nodes from here to them
         .map(functools.partial(read_sample, source))
         .map(functools.partial(hide_labels, labelled=labelled_samples(source, config)))
         .map(labels_of(source, (config.min_depth_m, config.max_depth_m), config.masks))
