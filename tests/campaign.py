@@ -337,13 +337,17 @@ def kind_of(path: pathlib.Path) -> str:
 
 
 def one_of_each_kind(folder: pathlib.Path) -> list[pathlib.Path]:
-    """The largest file of every kind."""
+    """Of every kind of file the newest, and of those the largest."""
     kinds: dict[str, pathlib.Path] = {}
+
+    def rank(file: pathlib.Path) -> tuple:
+        numbers = re.findall(r"\d+", str(file.relative_to(folder).parent))
+        return [int(number) for number in numbers], file.stat().st_size
+
     for file in sorted(folder.rglob("*")):
         if file.is_file():
             kind = kind_of(file.relative_to(folder))
-            if kind not in kinds or file.stat().st_size > kinds[kind].stat().st_size:
-                kinds[kind] = file
+            kinds[kind] = max(kinds.get(kind, file), file, key=rank)
     return list(kinds.values())
 
 
@@ -366,6 +370,8 @@ def remove(path: pathlib.Path, _: random.Random) -> None:
 
 
 DAMAGES = {"cut": cut, "bit flipped": flip, "removed": remove}
+# Of the short form: a checkpoint's arrays and list, a shard, its description, the teacher's cache.
+SHORT = r"^run/checkpoints/\d+/(ema/d/|checksums.json)|val.array_record|/rig.json|cache.json"
 
 
 def read_all(folder: pathlib.Path) -> dict:
@@ -439,10 +445,13 @@ def damage_once(
     return row
 
 
-def damage(bench: Bench, seed: int, only: str = "") -> list[dict]:
-    """Every kind of damage to one file of every kind whose path matches `only`."""
+def damage(
+    bench: Bench, seed: int, only: str = "", kinds: Sequence[str] = tuple(DAMAGES)
+) -> list[dict]:
+    """Kinds of damage to one file of every kind whose path matches `only`."""
     rng = random.Random(seed)
-    bench.uninterrupted(["all stages"])
+    if "all stages" not in bench.expected:
+        bench.uninterrupted(["all stages"])
     code, text = bench.run(JOBS["cache"], bench.reference)
     if code:
         raise SystemExit(f"cache fails without any fault:\n{text[-3000:]}")
@@ -450,7 +459,7 @@ def damage(bench: Bench, seed: int, only: str = "") -> list[dict]:
     rows = []
     for file in one_of_each_kind(bench.reference):
         if re.search(only, str(file.relative_to(bench.reference))):
-            for kind in DAMAGES:
+            for kind in kinds:
                 rows.append(damage_once(bench, file, kind, expected, rng))
                 print(rows[-1], flush=True)
     return rows

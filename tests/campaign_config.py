@@ -44,4 +44,5 @@ def _common():
     config.train.checkpoint_every = 3
     config.train.eval_every = 0
     config.evaluation.pictures = 1
+    config.evaluation.references = False
     return config
