@@ -1,6 +1,7 @@
 import io
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -530,10 +531,14 @@ def test_a_trained_student_predicts_metres_without_teacher_and_data(config, fini
     assert (depth_m > 0.1).all() and (depth_m < 200).all()
 
 
-def test_a_soft_teacher_needs_no_head(config, tmp_path):
+def test_a_soft_teacher_needs_no_head(config, tmp_path, caplog):
     soft = config.copy_and_resolve_references()
     soft.teacher.binning, soft.train.steps = "soft", 2
-    assert train.train(soft, tmp_path) is None
+    with caplog.at_level("INFO", "fsmde_jax"):
+        assert train.train(soft, tmp_path) is None
+    # The silence of compiling has a beginning and an end.
+    _, _, after = caplog.text.partition("compiling the training step, once")
+    assert re.search(r"compiled in \d+ s", after)
     records = read_metrics(tmp_path)
     assert len(records) == 2
     for record in records:
