@@ -36,6 +36,8 @@ _DISK_ERRORS = {
     errno.EROFS: "the file system can only be read",
     errno.EFBIG: "the file is larger than allowed",
     errno.EACCES: "permission denied",
+    errno.ENAMETOOLONG: "the name is too long",
+    errno.ELOOP: "symbolic links lead in a circle",
 }
 # Libraries that write by C++ (Orbax, array_record) put the system's message into theirs.
 _DISK_TEXTS = {os.strerror(number): text for number, text in _DISK_ERRORS.items()}

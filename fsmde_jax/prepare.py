@@ -823,15 +823,8 @@ def main(argv: list[str]) -> int:
         if not re.fullmatch(r"\d+x\d+", values.image_size):
             raise app.UsageError(f"--image_size={values.image_size} is not like 384x640")
         image_size = tuple(map(int, values.image_size.split("x")))
-    try:
-        with process.errors_as_lines():
-            return _run(values, image_size)
-    except OSError as error:  # other than of a disk that cannot be written
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted; run the same command again to continue", file=sys.stderr)
-        return 130
+    with process.errors_as_lines():
+        return _run(values, image_size)
 
 
 def _run(values: flags.FlagValues, image_size: tuple[int, int]) -> int:

@@ -166,16 +166,13 @@ def main(_) -> None:
     process.set_up()
     # A process that is told to end passes that on, as at Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        with process.errors_as_lines():
-            study = Study(CONFIG.value, pathlib.Path(WORKDIR.value))
-            study_report.refuse_foreign(study.workdir / "report")
-            failed = []
-            if not REPORT_ONLY.value:
-                failed = execute(study, ONLY.value, JOBS.value)
-            missing = study_report.write(study)
-    except KeyboardInterrupt:
-        sys.exit("interrupted; the same command goes on")
+    with process.errors_as_lines():
+        study = Study(CONFIG.value, pathlib.Path(WORKDIR.value))
+        study_report.refuse_foreign(study.workdir / "report")
+        failed = []
+        if not REPORT_ONLY.value:
+            failed = execute(study, ONLY.value, JOBS.value)
+        missing = study_report.write(study)
     print(f"Report: {study.workdir / 'report' / 'study.md'}")
     if missing:
         print(f"Not there yet: {', '.join(missing)}")

@@ -92,6 +92,26 @@ def test_a_full_disk_is_one_line(tmp_path):
         raise KeyError("a bug keeps its traceback")
 
 
+def test_a_name_that_cannot_be_used_is_one_line(tmp_path):
+    circle, folder = tmp_path / "circle", tmp_path / "folder"
+    circle.symlink_to(circle)
+    folder.mkdir()
+    for use, text in (
+        (lambda: files.refuse_occupied(tmp_path / ("x" * 300)), "x: the name is too long"),
+        (lambda: files.new_folder(circle).__enter__(), "symbolic links lead in a circle"),
+        (lambda: files.write_text(folder, ""), "Is a directory: .*folder"),
+    ):
+        with pytest.raises(SystemExit, match=f"error: .*{text}"), process.errors_as_lines():
+            use()
+
+
+def test_an_interruption_is_one_line(capsys):
+    with pytest.raises(SystemExit) as ended, process.errors_as_lines():
+        raise KeyboardInterrupt
+    assert ended.value.code == 130
+    assert capsys.readouterr().err == "interrupted; the same command goes on\n"
+
+
 def _sleep(ready) -> None:
     files.end_with_parent()
     ready.set()
