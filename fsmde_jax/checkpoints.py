@@ -116,6 +116,7 @@ class Checkpoints:
                     _check_identity(manager, step, folder, self.identity, {})
                     _check_fits(folder, state)
                     found = _restore_items(manager, step, folder, state)
+                    _check_step(step, folder, found)
                 except DamagedError as error:
                     if verified:  # not by the disk, but by memory, another version or a bug
                         raise CheckpointError(f"{error}, although it is as written") from error
@@ -330,6 +331,12 @@ def _check_fits(folder: pathlib.Path, state: dict[str, Any]) -> None:
             f"The checkpoint {folder} does not fit the config: {what}. Use the config it was made "
             "with, or --fork=NEW_WORKDIR, which starts a new run from its weights"
         )
+
+
+def _check_step(step: int, folder: pathlib.Path, state: dict[str, Any]) -> None:
+    """Refuses a step whose folder was renamed: its schedule and batches would be another's."""
+    if (held := int(state["optimizer"]["step"])) != step:
+        raise CheckpointError(f"{folder} holds step {held}: give it that name, or move it away")
 
 
 def _arrays(tree: Any, item: str) -> dict[str, str]:

@@ -163,6 +163,14 @@ def test_where_no_step_can_be_read_nothing_starts_at_zero(copy):
         restore(copy)
 
 
+def test_a_renamed_step_is_refused_and_kept(copy):
+    (copy / "checkpoints" / "4").rename(copy / "checkpoints" / "7")
+    with pytest.raises(CheckpointError, match=r"checkpoints/7 holds step 4: give it that name"):
+        restore(copy)
+    (copy / "checkpoints" / "7").rename(copy / "checkpoints" / "4")
+    assert restore(copy)[0] == 4
+
+
 @pytest.mark.parametrize("text", ["", '{"task": ', "[1]", "[" * 100_000])
 def test_a_damaged_identity_is_one_line(text, copy):
     newest = copy / "checkpoints" / "4"
