@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 
 UNFINISHED = ".unfinished-"
 _MARK = ".made_by_fsmde_jax"  # in an unfinished folder: it is ours to remove
+_OWNER = "process "  # a lock file begins so
 _CHECKSUM = "checksum"  # the key of it in sealed JSON
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _DISK_ERRORS = {
@@ -235,16 +236,17 @@ def remove_claimed(folder: Path) -> None:
 def locked(path: Path, what: str, remove: bool = False) -> Iterator[None]:
     """Holds the lock file `path`, which names its owner; the system frees it when that dies.
 
-    Raises `BusyError` with the owner's host and process where another process holds it.
+    Raises `BusyError` with the owner's host and process where another process holds it, and
+    `UserError` where the file is none of ours.
 
     Args:
       what: what the owner is doing, for the error of others.
       remove: also removes the file in the end.
     """
     _make_parent(path)
-    owner = f"process {os.getpid()} on {socket.gethostname()}"
+    owner = f"{_OWNER}{os.getpid()} on {socket.gethostname()}"
     while True:
-        file = path.open("a+")
+        file = path.open("a+", errors="replace")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -255,9 +257,14 @@ def locked(path: Path, what: str, remove: bool = False) -> Iterator[None]:
                 f"{path}: {other} is {what}. Wait for it, or end it, and try again"
             ) from None
         # A lock on a file that its last owner has just removed holds nothing.
-        if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
-            break
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                break
         file.close()
+    file.seek(0)
+    if (there := file.read()) and not there.startswith(_OWNER):
+        file.close()
+        raise UserError(f"{path} is in the way and was not made by fsmde_jax; move it away")
     try:
         file.truncate(0)
         file.write(owner + "\n")
@@ -267,6 +274,25 @@ def locked(path: Path, what: str, remove: bool = False) -> Iterator[None]:
         if remove:
             path.unlink(missing_ok=True)
         file.close()
+
+
+@contextlib.contextmanager
+def owned(folder: Path, what: str, lock: str = ".lock") -> Iterator[None]:
+    """A folder that no other process writes into; one that is made here and stays empty goes again.
+
+    Raises as `locked`.
+
+    Args:
+      what: what the owner is doing, for the error of others.
+      lock: the name of the lock file.
+    """
+    new = not folder.exists()
+    try:
+        with locked(folder / lock, what, remove=True):
+            yield
+    finally:
+        if new and folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
 
 
 def sha256(path: Path) -> str:

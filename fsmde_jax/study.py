@@ -33,7 +33,7 @@ from collections.abc import Sequence
 from absl import flags
 from ml_collections import config_flags
 
-from fsmde_jax import process, stages, study_report
+from fsmde_jax import files, process, stages, study_report
 from fsmde_jax.errors import UserError
 from fsmde_jax.study_plan import TEACHER, Run, Study
 
@@ -168,12 +168,14 @@ def main(_) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with process.errors_as_lines():
         study = Study(CONFIG.value, pathlib.Path(WORKDIR.value))
-        study_report.refuse_foreign(study.workdir / "report")
+        report = study.workdir / "report"
+        study_report.refuse_foreign(report)
         failed = []
         if not REPORT_ONLY.value:
             failed = execute(study, ONLY.value, JOBS.value)
-        missing = study_report.write(study)
-    print(f"Report: {study.workdir / 'report' / 'study.md'}")
+        with files.owned(report, f"writing the report {report}"):
+            missing = study_report.write(study)
+    print(f"Report: {report / 'study.md'}")
     if missing:
         print(f"Not there yet: {', '.join(missing)}")
     if failed:

@@ -173,13 +173,8 @@ def _owned(workdir: pathlib.Path) -> Iterator[None]:
     if jax.process_index() > 0:
         yield
         return
-    new = not workdir.exists()
-    try:
-        with files.locked(workdir / LOCK, f"training into {workdir}", remove=True):
-            yield
-    finally:
-        if new and workdir.is_dir() and not any(workdir.iterdir()):
-            workdir.rmdir()
+    with files.owned(workdir, f"training into {workdir}", LOCK):
+        yield
 
 
 def _train(config: ConfigDict, workdir: pathlib.Path, stop: "StopSignal") -> int | None:

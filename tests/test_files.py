@@ -72,6 +72,25 @@ def test_a_lock_names_its_owner_and_ends_with_it(tmp_path):
         pass
 
 
+def test_a_lock_is_put_on_no_file_of_others(tmp_path):
+    lock = tmp_path / "lock"
+    lock.write_bytes(b"mine \xff")
+    with pytest.raises(UserError, match="lock is in the way and was not made by fsmde_jax"):
+        files.locked(lock, "training").__enter__()
+    assert lock.read_bytes() == b"mine \xff"
+
+
+def test_a_folder_has_one_owner_and_stays_only_with_something_in_it(tmp_path):
+    folder = tmp_path / "report"
+    busy = pytest.raises(files.BusyError, match="is writing it")
+    with files.owned(folder, "writing it"), busy:
+        files.owned(folder, "writing it").__enter__()
+    assert not any(tmp_path.iterdir())
+    with files.owned(folder, "writing it"):
+        (folder / "results.json").touch()
+    assert [path.name for path in folder.iterdir()] == ["results.json"]
+
+
 def test_what_is_set_aside_keeps_its_content(tmp_path):
     for content in ("one", "two"):
         (tmp_path / "a").write_text(content)

@@ -74,6 +74,11 @@ def test_evaluation_begins_with_looking_where_its_report_goes(tmp_path):
     ):
         with pytest.raises(UserError, match=r"report holds notes\.txt, and no results\.json"):
             run()
+        (tmp_path / "report" / "notes.txt").rename(tmp_path / "notes.txt")
+        busy = pytest.raises(files.BusyError, match="is writing the report")
+        with files.owned(tmp_path / "report", ""), busy:
+            run()
+        (tmp_path / "notes.txt").rename(tmp_path / "report" / "notes.txt")
 
     results.write(tmp_path / "of_a", *_about("run in a"))
     with pytest.raises(UserError, match=r"of_a holds the report of 'run in a', and this is one of"):
