@@ -79,6 +79,8 @@ def load_config(workdir: pathlib.Path) -> ConfigDict:
     values["teacher"].pop("head_stage", None)
     try:
         config.update(values)
+        if missing := [key for key, value in flatten(values).items() if value is None]:
+            raise ValueError(f"{missing[0]!r} has no value")
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         what = str(error).splitlines()[0][:200]
         raise ConfigError(

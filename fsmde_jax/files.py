@@ -18,7 +18,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +86,7 @@ def _digest(content: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def read_json(path: Path, what: str, do: str) -> Any:
+def read_json(path: Path, what: str, do: str, keys: Iterable[str] = ()) -> dict[str, Any]:
     """The content of a JSON file that this package wrote.
 
     Raises `UserError` where it is missing or damaged; a flipped bit that leaves JSON is noticed
@@ -95,10 +95,15 @@ def read_json(path: Path, what: str, do: str) -> Any:
     Args:
       what: what the file is, for the error.
       do: what the user can do, for the error.
+      keys: what it must have.
     """
     try:
         content = json.loads(path.read_bytes())
-        if isinstance(content, dict) and _CHECKSUM in content:
+        if not isinstance(content, dict):
+            raise ValueError("it holds no keys")
+        if lacking := [key for key in keys if key not in content]:
+            raise ValueError(f"it has no {lacking[0]!r}")
+        if _CHECKSUM in content:
             stated = content.pop(_CHECKSUM)
             if stated != _digest(content):
                 raise ValueError("its checksum is that of other content")

@@ -223,6 +223,11 @@ def test_a_run_of_another_version_is_named(tmp_path):
     config = config_lib.default_config()
     (tmp_path / "config.json").write_text(config.to_json_best_effort())
     assert config_lib.load_config(tmp_path).data.to_dict() == config.data.to_dict()
+    content = json.loads(config.to_json_best_effort())
+    content["train"]["steps"] = None
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    with pytest.raises(config_lib.ConfigError, match=r"'train\.steps' has no value"):
+        config_lib.load_config(tmp_path)
     with config.unlocked():
         config.teacher.forgotten = 1
     (tmp_path / "config.json").write_text(config.to_json_best_effort())

@@ -9,7 +9,8 @@ import time
 
 import pytest
 
-from fsmde_jax import files, process
+from fsmde_jax import files, fork, process, results
+from fsmde_jax.data import prepared
 from fsmde_jax.errors import UserError
 
 
@@ -162,6 +163,19 @@ def test_a_child_ends_with_its_parent():
             return
         time.sleep(0.05)
     pytest.fail(f"process {child} is alive")
+
+
+@pytest.mark.parametrize("text", ["[]", "3", '"a"', "null", "{}"])
+def test_json_of_another_shape_is_damaged(text, tmp_path):
+    """As after somebody's own edit."""
+    for name in (prepared.RIG_FILE, "results.json", "forked_from/about.json"):
+        files.write_text(tmp_path / name, text)
+    with pytest.raises(UserError, match=r"rig\.json: the list of what is prepared is damaged"):
+        prepared.read_rig(tmp_path)
+    with pytest.raises(UserError, match=r"results\.json is no results file of this version"):
+        results.read(tmp_path)
+    with pytest.raises(UserError, match=r"about\.json: where the run was forked from is damaged"):
+        fork.fork(tmp_path / "old", tmp_path)
 
 
 def test_a_sealed_file_tells_a_flipped_bit(tmp_path):

@@ -118,7 +118,8 @@ def test_compare_replaces_only_comparisons(tmp_path, monkeypatch, capsys):
         write(tmp_path / name, scores)
     out = tmp_path / "c.json"
     monkeypatch.setattr(compare.flags, "FLAGS", types.SimpleNamespace(out=str(out)))
-    arguments = ["compare", str(tmp_path / "a"), str(tmp_path / "b")]
+    (tmp_path / "b").rename(tmp_path / "of 12:00")
+    arguments = ["compare", str(tmp_path / "a"), str(tmp_path / "of 12:00")]
     for _ in range(2):
         compare.main(arguments)
     assert json.loads(out.read_text())["abs_rel"]["difference"] == 0.0
