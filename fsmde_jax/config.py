@@ -39,6 +39,11 @@ MAY_CHANGE = (
     "evaluation.*",
     "mesh.*",
 )
+_POSITIVE = {  # whole numbers from 1
+    "train": ("steps", "log_every", "checkpoint_every", "keep_checkpoints"),
+    "data": ("batch_size", "eval_batch_size", "downscale"),
+    "bins": ("num_bins",),
+}
 DDAD_CAMERAS = ("CAMERA_01", "CAMERA_05", "CAMERA_07", "CAMERA_09", "CAMERA_08", "CAMERA_06")
 
 
@@ -436,6 +441,12 @@ def validate(config: ml_collections.ConfigDict) -> None:
             "images: use 'surrounddepth', which is 'ssdepth' with them, or 'packnet', which has "
             "both variants"
         )
-    for key in ("steps", "log_every", "checkpoint_every", "keep_checkpoints"):
-        if config.train[key] < 1:
-            raise ConfigError(f"config.train.{key} is {config.train[key]}; it must be at least 1")
+    if data.num_workers < 0:
+        raise ConfigError(
+            f"config.data.num_workers is {data.num_workers}; 0 reads with threads, 1 or more are "
+            "processes"
+        )
+    for section, keys in _POSITIVE.items():
+        for key in keys:
+            if (value := config[section][key]) < 1:
+                raise ConfigError(f"config.{section}.{key} is {value}; it must be at least 1")

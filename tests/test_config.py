@@ -78,6 +78,11 @@ def test_nuscenes_differs_from_ddad_in_the_data_alone(variant):
         ("evaluation.protocol", "monodepth", r"config\.evaluation\.protocol"),
         ("train.log_every", 0, r"config\.train\.log_every"),
         ("train.keep_checkpoints", 0, r"config\.train\.keep_checkpoints"),
+        ("data.batch_size", 0, r"config\.data\.batch_size is 0; it must be at least 1"),
+        ("data.eval_batch_size", -1, r"config\.data\.eval_batch_size"),
+        ("data.downscale", 0, r"config\.data\.downscale"),
+        ("data.num_workers", -1, r"config\.data\.num_workers"),
+        ("bins.num_bins", 0, r"config\.bins\.num_bins"),
     ],
 )
 def test_values_that_make_no_sense_are_refused_by_key(key, value, message):
