@@ -39,6 +39,7 @@ MAY_CHANGE = (
     "evaluation.*",
     "mesh.*",
 )
+DTYPES = ("float32", "bfloat16", "float16")  # that networks compute in
 _POSITIVE = {  # whole numbers from 1
     "train": ("steps", "log_every", "checkpoint_every", "keep_checkpoints"),
     "data": ("batch_size", "eval_batch_size", "downscale"),
@@ -360,6 +361,8 @@ def validate(config: ml_collections.ConfigDict) -> None:
         ("teacher", "image"): ("student", "prepared"),
         ("teacher", "resize"): ("patch", "processor"),
         ("teacher", "source"): ("online", "cached"),
+        ("teacher", "dtype"): DTYPES,
+        ("train", "dtype"): DTYPES,
         ("optimizer", "name"): ("adamw", "muon"),
         ("student", "mean_of"): MEANS,
         ("objective", "supervision"): ("lidar", "dense"),
@@ -440,6 +443,13 @@ def validate(config: ml_collections.ConfigDict) -> None:
             f"config.evaluation.flip_average is true, but protocol {protocol.name!r} has no mirror "
             "images: use 'surrounddepth', which is 'ssdepth' with them, or 'packnet', which has "
             "both variants"
+        )
+    if config.seed < 0:
+        raise ConfigError(f"config.seed is {config.seed}; it must be 0 or more")
+    if not 0 <= config.optimizer.ema_decay < 1:
+        raise ConfigError(
+            f"config.optimizer.ema_decay is {config.optimizer.ema_decay}; use 0, which keeps no "
+            "average, to below 1"
         )
     if data.num_workers < 0:
         raise ConfigError(

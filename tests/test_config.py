@@ -82,6 +82,9 @@ def test_nuscenes_differs_from_ddad_in_the_data_alone(variant):
         ("data.eval_batch_size", -1, r"config\.data\.eval_batch_size"),
         ("data.downscale", 0, r"config\.data\.downscale"),
         ("data.num_workers", -1, r"config\.data\.num_workers"),
+        ("train.dtype", "bf16", r"config\.train\.dtype is 'bf16'; use 'float32' or 'bfloat16'"),
+        ("seed", -1, r"config\.seed"),
+        ("optimizer.ema_decay", 1.0, r"config\.optimizer\.ema_decay"),
         ("bins.num_bins", 0, r"config\.bins\.num_bins"),
     ],
 )
