@@ -194,9 +194,14 @@ def save_tree(path: pathlib.Path, tree: Any) -> None:
 
 
 def latest_step(workdir: pathlib.Path) -> int | None:
-    """The newest step saved in a run's folder."""
+    """The newest step saved in a run's folder; None where there never was one."""
     directory = workdir.resolve() / FOLDER
     if not directory.is_dir():
+        if os.path.lexists(directory):
+            raise CheckpointError(
+                f"{directory} is a file, or a link to what is not there (a disk that is not "
+                "mounted?): bring its folder back, or move it away"
+            )
         return None
     with _reader(directory) as manager:
         return manager.latest_step()
