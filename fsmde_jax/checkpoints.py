@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 
 FOLDER = "checkpoints"
 CHECKSUMS = "checksums.json"  # of a step: {file: {"bytes": size, "sha256": digest}}
+_METADATA = "_CHECKPOINT_METADATA"  # Orbax's, of a step
 # Checkpoints from before statistics were averaged: the average starts from them.
 _STAND_INS = {"ema_batch_stats": "batch_stats"}
 # Not compared where an identity from before lacks them: the trees and config.json tell.
@@ -274,16 +275,18 @@ def _verify(folder: pathlib.Path, items: Iterable[str] = ()) -> bool:
     """Compares a step's files (of all items, or of some) with what was written.
 
     False for a step without checksums: it is from before there were some, or was finished in the
-    moment of a kill; Orbax gives its folder its name only when it is whole.
+    moment of a kill; Orbax gives its folder its name only when it is whole. A copy of it, made
+    while the rotation removed it, may lack items all the same.
     """
+    items = tuple(items)
     if not (folder / CHECKSUMS).exists():
+        _need_items(folder, items)
         return False
     try:
         checksums = files.read_json(folder / CHECKSUMS, "the checkpoint's list of files", "")
         listed = [(name, about["bytes"], about["sha256"]) for name, about in checksums.items()]
     except (UserError, AttributeError, KeyError, TypeError) as error:
         raise DamagedError(f"{folder / CHECKSUMS} is damaged") from error
-    items = tuple(items)
     for name, size, digest in listed:
         file = folder / name
         if items and "/" in name and name.split("/")[0] not in items:
@@ -295,6 +298,19 @@ def _verify(folder: pathlib.Path, items: Iterable[str] = ()) -> bool:
         if files.sha256(file) != digest:
             raise DamagedError(f"{file} is damaged: its SHA-256 is not that of what was written")
     return True
+
+
+def _need_items(folder: pathlib.Path, items: tuple[str, ...]) -> None:
+    """Raises `DamagedError` where an item (any, or of some) that Orbax wrote has no folder."""
+    if not (folder / _METADATA).exists():
+        return
+    try:
+        written = files.read_json(folder / _METADATA, "", "", ("item_handlers",))["item_handlers"]
+    except UserError as error:
+        raise DamagedError(f"{folder / _METADATA} is damaged") from error
+    for name in written:
+        if name in (items or written) and not (folder / name).is_dir():
+            raise DamagedError(f"{folder / name} is missing")
 
 
 # ---------------------------------------------------------------- what a step holds
