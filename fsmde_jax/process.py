@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import io
 import logging
 import math
 import os
@@ -76,6 +77,8 @@ def set_up() -> None:
 
     if parent := os.environ.pop(PARENT, None):
         files.end_with_parent(int(parent))
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal may not know a δ, or a file's name
+        sys.stdout.reconfigure(errors="backslashreplace")
     absl_logging.set_verbosity(absl_logging.WARNING)  # Orbax tells much at INFO
     # Its threads tell of a full disk with tracebacks, and the error comes out of it as well.
     absl_logging.get_absl_logger().addFilter(

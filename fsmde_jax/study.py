@@ -129,7 +129,9 @@ def _run_all(jobs: dict[str, tuple[list[str], pathlib.Path]], at_once: int) -> l
                     log.warning("%s: left out, another process is at it", name)
                 elif child.returncode:
                     failed.append(name)
-                    lines = (jobs[name][1] / "log.txt").read_text().splitlines() or [""]
+                    lines = (jobs[name][1] / "log.txt").read_text(
+                        errors="replace"
+                    ).splitlines() or [""]
                     log.error("%s: FAILED after %.0f s: %s", name, seconds, lines[-1])
                 else:
                     log.info("%s: done in %.0f s, %d to go", name, seconds, len(waiting))
