@@ -167,17 +167,14 @@ def main(_) -> None:
     """The teacher's head if need be, then the cache or its verification."""
     process.set_up()
     workdir = pathlib.Path(WORKDIR.value or f"runs/{CONFIG.value.name}")
-    try:
-        with process.errors_as_lines():
-            config = stages.planned(CONFIG.value, workdir)
-            if interrupted := stages.run_stages(config, workdir):
-                sys.exit(128 + interrupted)
-            if VERIFY.value:
-                verify(config, VERIFY.value)
-            else:
-                build(config)
-    except KeyboardInterrupt:
-        sys.exit("interrupted; the same command goes on")
+    with process.errors_as_lines():
+        config = stages.planned(CONFIG.value, workdir)
+        if interrupted := stages.run_stages(config, workdir):
+            sys.exit(128 + interrupted)
+        if VERIFY.value:
+            verify(config, VERIFY.value)
+        else:
+            build(config)
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 
 FOLDER = "checkpoints"
 CHECKSUMS = "checksums.json"  # of a step: {file: {"bytes": size, "sha256": digest}}
+_METADATA = "_CHECKPOINT_METADATA"  # Orbax's, of a step
 # Checkpoints from before statistics were averaged: the average starts from them.
 _STAND_INS = {"ema_batch_stats": "batch_stats"}
 # Not compared where an identity from before lacks them: the trees and config.json tell.
@@ -116,6 +117,7 @@ class Checkpoints:
                     _check_identity(manager, step, folder, self.identity, {})
                     _check_fits(folder, state)
                     found = _restore_items(manager, step, folder, state)
+                    _check_step(step, folder, found)
                 except DamagedError as error:
                     if verified:  # not by the disk, but by memory, another version or a bug
                         raise CheckpointError(f"{error}, although it is as written") from error
@@ -193,9 +195,14 @@ def save_tree(path: pathlib.Path, tree: Any) -> None:
 
 
 def latest_step(workdir: pathlib.Path) -> int | None:
-    """The newest step saved in a run's folder."""
+    """The newest step saved in a run's folder; None where there never was one."""
     directory = workdir.resolve() / FOLDER
     if not directory.is_dir():
+        if os.path.lexists(directory):
+            raise CheckpointError(
+                f"{directory} is a file, or a link to what is not there (a disk that is not "
+                "mounted?): bring its folder back, or move it away"
+            )
         return None
     with _reader(directory) as manager:
         return manager.latest_step()
@@ -268,16 +275,18 @@ def _verify(folder: pathlib.Path, items: Iterable[str] = ()) -> bool:
     """Compares a step's files (of all items, or of some) with what was written.
 
     False for a step without checksums: it is from before there were some, or was finished in the
-    moment of a kill; Orbax gives its folder its name only when it is whole.
+    moment of a kill; Orbax gives its folder its name only when it is whole. A copy of it, made
+    while the rotation removed it, may lack items all the same.
     """
+    items = tuple(items)
     if not (folder / CHECKSUMS).exists():
+        _need_items(folder, items)
         return False
     try:
         checksums = files.read_json(folder / CHECKSUMS, "the checkpoint's list of files", "")
         listed = [(name, about["bytes"], about["sha256"]) for name, about in checksums.items()]
     except (UserError, AttributeError, KeyError, TypeError) as error:
         raise DamagedError(f"{folder / CHECKSUMS} is damaged") from error
-    items = tuple(items)
     for name, size, digest in listed:
         file = folder / name
         if items and "/" in name and name.split("/")[0] not in items:
@@ -289,6 +298,19 @@ def _verify(folder: pathlib.Path, items: Iterable[str] = ()) -> bool:
         if files.sha256(file) != digest:
             raise DamagedError(f"{file} is damaged: its SHA-256 is not that of what was written")
     return True
+
+
+def _need_items(folder: pathlib.Path, items: tuple[str, ...]) -> None:
+    """Raises `DamagedError` where an item (any, or of some) that Orbax wrote has no folder."""
+    if not (folder / _METADATA).exists():
+        return
+    try:
+        written = files.read_json(folder / _METADATA, "", "", ("item_handlers",))["item_handlers"]
+    except UserError as error:
+        raise DamagedError(f"{folder / _METADATA} is damaged") from error
+    for name in written:
+        if name in (items or written) and not (folder / name).is_dir():
+            raise DamagedError(f"{folder / name} is missing")
 
 
 # ---------------------------------------------------------------- what a step holds
@@ -330,6 +352,12 @@ def _check_fits(folder: pathlib.Path, state: dict[str, Any]) -> None:
             f"The checkpoint {folder} does not fit the config: {what}. Use the config it was made "
             "with, or --fork=NEW_WORKDIR, which starts a new run from its weights"
         )
+
+
+def _check_step(step: int, folder: pathlib.Path, state: dict[str, Any]) -> None:
+    """Refuses a step whose folder was renamed: its schedule and batches would be another's."""
+    if (held := int(state["optimizer"]["step"])) != step:
+        raise CheckpointError(f"{folder} holds step {held}: give it that name, or move it away")
 
 
 def _arrays(tree: Any, item: str) -> dict[str, str]:

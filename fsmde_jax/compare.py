@@ -35,7 +35,9 @@ def _is_comparison(content: Any) -> bool:
 
 
 def _read(text: str) -> dict:
-    path, _, method = text.partition(":")
+    path, method = text, ""
+    if ":" in text and not pathlib.Path(text).exists():  # a name may have colons of its own
+        path, _, method = text.rpartition(":")
     content = results.read(pathlib.Path(path))
     methods = content["methods"]
     if method and method not in methods:

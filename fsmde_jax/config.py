@@ -39,6 +39,12 @@ MAY_CHANGE = (
     "evaluation.*",
     "mesh.*",
 )
+DTYPES = ("float32", "bfloat16", "float16")  # that networks compute in
+_POSITIVE = {  # whole numbers from 1
+    "train": ("steps", "log_every", "checkpoint_every", "keep_checkpoints"),
+    "data": ("batch_size", "eval_batch_size", "downscale"),
+    "bins": ("num_bins",),
+}
 DDAD_CAMERAS = ("CAMERA_01", "CAMERA_05", "CAMERA_07", "CAMERA_09", "CAMERA_08", "CAMERA_06")
 
 
@@ -79,6 +85,8 @@ def load_config(workdir: pathlib.Path) -> ConfigDict:
     values["teacher"].pop("head_stage", None)
     try:
         config.update(values)
+        if missing := [key for key, value in flatten(values).items() if value is None]:
+            raise ValueError(f"{missing[0]!r} has no value")
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         what = str(error).splitlines()[0][:200]
         raise ConfigError(
@@ -353,6 +361,8 @@ def validate(config: ml_collections.ConfigDict) -> None:
         ("teacher", "image"): ("student", "prepared"),
         ("teacher", "resize"): ("patch", "processor"),
         ("teacher", "source"): ("online", "cached"),
+        ("teacher", "dtype"): DTYPES,
+        ("train", "dtype"): DTYPES,
         ("optimizer", "name"): ("adamw", "muon"),
         ("student", "mean_of"): MEANS,
         ("objective", "supervision"): ("lidar", "dense"),
@@ -434,6 +444,19 @@ def validate(config: ml_collections.ConfigDict) -> None:
             "images: use 'surrounddepth', which is 'ssdepth' with them, or 'packnet', which has "
             "both variants"
         )
-    for key in ("steps", "log_every", "checkpoint_every", "keep_checkpoints"):
-        if config.train[key] < 1:
-            raise ConfigError(f"config.train.{key} is {config.train[key]}; it must be at least 1")
+    if config.seed < 0:
+        raise ConfigError(f"config.seed is {config.seed}; it must be 0 or more")
+    if not 0 <= config.optimizer.ema_decay < 1:
+        raise ConfigError(
+            f"config.optimizer.ema_decay is {config.optimizer.ema_decay}; use 0, which keeps no "
+            "average, to below 1"
+        )
+    if data.num_workers < 0:
+        raise ConfigError(
+            f"config.data.num_workers is {data.num_workers}; 0 reads with threads, 1 or more are "
+            "processes"
+        )
+    for section, keys in _POSITIVE.items():
+        for key in keys:
+            if (value := config[section][key]) < 1:
+                raise ConfigError(f"config.{section}.{key} is {value}; it must be at least 1")

@@ -7,6 +7,7 @@ the same pass, those of two references, the trivial predictor and the teacher.
 `python -m fsmde_jax.compare A B` says whether two results differ.
 """
 
+import contextlib
 import functools
 import logging
 import pathlib
@@ -23,7 +24,7 @@ from ml_collections import ConfigDict, config_flags
 from tqdm import tqdm
 
 from fsmde_jax import config as config_lib
-from fsmde_jax import metrics, process, protocols, results, sharding, tasks, visualize
+from fsmde_jax import files, metrics, process, protocols, results, sharding, tasks, visualize
 from fsmde_jax.config import ConfigError
 from fsmde_jax.data import lidar, pipeline
 from fsmde_jax.masks import ESTIMATE, Masks
@@ -206,32 +207,32 @@ def evaluate_run(
       on: the config to measure with, whose `data` and `evaluation` may differ; None is `config`.
 
     Returns the figures by method. Raises `UserError` where `out` holds other files, or the report
-    of another run: one of this run is written anew.
+    of another run (one of this run is written anew), or another process writes there.
     """
     out, run = out or workdir / "report", f"{config.name} in {workdir.resolve().name}"
     in_run = workdir.resolve() in out.resolve().parents
-    results.refuse_foreign(out, None if in_run else run)
-    mesh = sharding.make_mesh(config.mesh)
-    task = tasks.make_task(config)
-    model = Model(task, config.seed)
-    frozen, teacher_state, teacher_name = place_model(config, model, mesh)
-    identity = tasks.identity(config, teacher_name)
-    if tasks.is_given(config):
-        params, batch_stats = tasks.load_foundation(config, mesh), model.batch_stats
-    else:
-        params, batch_stats = load_trained(config, model, workdir, identity)
-    params, batch_stats = jax.device_put((params, batch_stats), sharding.replicated(mesh))
-    config = on or config
+    with _owned(out, None if in_run else run):
+        mesh = sharding.make_mesh(config.mesh)
+        task = tasks.make_task(config)
+        model = Model(task, config.seed)
+        frozen, teacher_state, teacher_name = place_model(config, model, mesh)
+        identity = tasks.identity(config, teacher_name)
+        if tasks.is_given(config):
+            params, batch_stats = tasks.load_foundation(config, mesh), model.batch_stats
+        else:
+            params, batch_stats = load_trained(config, model, workdir, identity)
+        params, batch_stats = jax.device_put((params, batch_stats), sharding.replicated(mesh))
+        config = on or config
 
-    predict = make_predict(task, model)
-    predictors = {
-        config.task: _predictor(
-            config, task, lambda batch: predict(params, batch_stats, frozen, batch)
-        )
-    }
-    if config.evaluation.references:
-        predictors |= _references(config, model, teacher_state)
-    return _report(config, predictors, out, run, mesh)
+        predict = make_predict(task, model)
+        predictors = {
+            config.task: _predictor(
+                config, task, lambda batch: predict(params, batch_stats, frozen, batch)
+            )
+        }
+        if config.evaluation.references:
+            predictors |= _references(config, model, teacher_state)
+        return _report(config, predictors, out, run, mesh)
 
 
 def evaluate_predictions(
@@ -250,10 +251,10 @@ def evaluate_predictions(
             f"depth maps from files do not have. Measure them with {plain}, and call the figures so"
         )
     measured = f"predictions in {predictions.folder.name}"
-    results.refuse_foreign(out, measured)
-    mesh = sharding.make_mesh(config.mesh)
-    predictor = Predictor(lambda batch: batch["prediction"], config.evaluation.scaling)
-    found = _report(config, {"predictions": predictor}, out, measured, mesh, predictions)
+    with _owned(out, measured):
+        mesh = sharding.make_mesh(config.mesh)
+        predictor = Predictor(lambda batch: batch["prediction"], config.evaluation.scaling)
+        found = _report(config, {"predictions": predictor}, out, measured, mesh, predictions)
     wrong = sorted(set(predictions.skipped))
     for problem in wrong[:LISTED]:
         log.warning("skipped: %s", problem)
@@ -303,6 +304,18 @@ def _references(config: ConfigDict, model: Model, teacher_state: Any) -> dict[st
 
 
 # The report
+
+
+@contextlib.contextmanager
+def _owned(out: pathlib.Path, measured: str | None) -> Iterator[None]:
+    """A report's folder that no other process writes into. Raises as `results.refuse_foreign`."""
+    results.refuse_foreign(out, measured)
+    if jax.process_index() > 0:
+        yield
+        return
+    with files.owned(out, f"writing the report {out}"):
+        results.refuse_foreign(out, measured)  # another process may just have finished one
+        yield
 
 
 def _report(

@@ -18,7 +18,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 
 UNFINISHED = ".unfinished-"
 _MARK = ".made_by_fsmde_jax"  # in an unfinished folder: it is ours to remove
+_OWNER = "process "  # a lock file begins so
 _CHECKSUM = "checksum"  # the key of it in sealed JSON
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _DISK_ERRORS = {
@@ -36,6 +37,8 @@ _DISK_ERRORS = {
     errno.EROFS: "the file system can only be read",
     errno.EFBIG: "the file is larger than allowed",
     errno.EACCES: "permission denied",
+    errno.ENAMETOOLONG: "the name is too long",
+    errno.ELOOP: "symbolic links lead in a circle",
 }
 # Libraries that write by C++ (Orbax, array_record) put the system's message into theirs.
 _DISK_TEXTS = {os.strerror(number): text for number, text in _DISK_ERRORS.items()}
@@ -64,9 +67,9 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a text file whole or not at all."""
+    """Writes a text file whole or not at all: UTF-8, also where a file's name in it is not."""
     with replacing(path) as partial:
-        partial.write_text(text)
+        partial.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_json(path: Path, content: Any, indent: int | None = 1) -> None:
@@ -83,7 +86,7 @@ def _digest(content: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def read_json(path: Path, what: str, do: str) -> Any:
+def read_json(path: Path, what: str, do: str, keys: Iterable[str] = ()) -> dict[str, Any]:
     """The content of a JSON file that this package wrote.
 
     Raises `UserError` where it is missing or damaged; a flipped bit that leaves JSON is noticed
@@ -92,10 +95,15 @@ def read_json(path: Path, what: str, do: str) -> Any:
     Args:
       what: what the file is, for the error.
       do: what the user can do, for the error.
+      keys: what it must have.
     """
     try:
         content = json.loads(path.read_bytes())
-        if isinstance(content, dict) and _CHECKSUM in content:
+        if not isinstance(content, dict):
+            raise ValueError("it holds no keys")
+        if lacking := [key for key in keys if key not in content]:
+            raise ValueError(f"it has no {lacking[0]!r}")
+        if _CHECKSUM in content:
             stated = content.pop(_CHECKSUM)
             if stated != _digest(content):
                 raise ValueError("its checksum is that of other content")
@@ -233,16 +241,17 @@ def remove_claimed(folder: Path) -> None:
 def locked(path: Path, what: str, remove: bool = False) -> Iterator[None]:
     """Holds the lock file `path`, which names its owner; the system frees it when that dies.
 
-    Raises `BusyError` with the owner's host and process where another process holds it.
+    Raises `BusyError` with the owner's host and process where another process holds it, and
+    `UserError` where the file is none of ours.
 
     Args:
       what: what the owner is doing, for the error of others.
       remove: also removes the file in the end.
     """
     _make_parent(path)
-    owner = f"process {os.getpid()} on {socket.gethostname()}"
+    owner = f"{_OWNER}{os.getpid()} on {socket.gethostname()}"
     while True:
-        file = path.open("a+")
+        file = path.open("a+", errors="replace")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -253,9 +262,14 @@ def locked(path: Path, what: str, remove: bool = False) -> Iterator[None]:
                 f"{path}: {other} is {what}. Wait for it, or end it, and try again"
             ) from None
         # A lock on a file that its last owner has just removed holds nothing.
-        if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
-            break
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                break
         file.close()
+    file.seek(0)
+    if (there := file.read()) and not there.startswith(_OWNER):
+        file.close()
+        raise UserError(f"{path} is in the way and was not made by fsmde_jax; move it away")
     try:
         file.truncate(0)
         file.write(owner + "\n")
@@ -265,6 +279,25 @@ def locked(path: Path, what: str, remove: bool = False) -> Iterator[None]:
         if remove:
             path.unlink(missing_ok=True)
         file.close()
+
+
+@contextlib.contextmanager
+def owned(folder: Path, what: str, lock: str = ".lock") -> Iterator[None]:
+    """A folder that no other process writes into; one that is made here and stays empty goes again.
+
+    Raises as `locked`.
+
+    Args:
+      what: what the owner is doing, for the error of others.
+      lock: the name of the lock file.
+    """
+    new = not folder.exists()
+    try:
+        with locked(folder / lock, what, remove=True):
+            yield
+    finally:
+        if new and folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
 
 
 def sha256(path: Path) -> str:

@@ -22,7 +22,8 @@ def fork(old: pathlib.Path, new: pathlib.Path) -> None:
     """
     about = new / FOLDER / _ABOUT
     if about.is_file():
-        found = files.read_json(about, "where the run was forked from", "Choose another --fork")
+        what, do = "where the run was forked from", "Choose another --fork"
+        found = files.read_json(about, what, do, ("run",))
         if found["run"] != str(old.resolve()):
             raise checkpoints.CheckpointError(
                 f"{new} is a fork of {found['run']}, not of {old}: choose another --fork"

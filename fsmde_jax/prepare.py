@@ -49,6 +49,8 @@ from fsmde_jax.errors import UserError
 READERS = {"ddad": dgp, "world": dgp, "nuscenes": nuscenes, "rig": rig_folder}
 REPORTS_DIR = "scenes"
 PLAN_DIR = "plan"
+_REPORT_KEYS = ("scene_id", "split", "scene_sha256", "samples", "points", "skipped", "files")
+_REPORT_KEYS += ("shard",)
 _LISTED_SKIPS = 10
 _CHECK_MARK = ".made_by_check"  # in the folder of pictures: they are ours to draw again
 
@@ -325,7 +327,7 @@ def _read_report(path: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        return files.read_json(path, "the report of a scene", "")
+        return files.read_json(path, "the report of a scene", "", _REPORT_KEYS)
     except UserError as error:
         print(f"{error}Its scene is made again", file=sys.stderr)
         files.set_aside(path, "damaged")
@@ -669,7 +671,7 @@ def _without_source(
         if problem := prepared.file_problem(final / name, written, fully=False):
             raise PrepareError(f"{problem}, and cannot be made again: {missing}")
     reports = [
-        files.read_json(path, "the report of a scene", prepared.again(final))
+        files.read_json(path, "the report of a scene", prepared.again(final), _REPORT_KEYS)
         for split in record["splits"]
         for path in sorted((final / REPORTS_DIR).glob(f"{split}-*.done.json"))
     ]
@@ -823,15 +825,8 @@ def main(argv: list[str]) -> int:
         if not re.fullmatch(r"\d+x\d+", values.image_size):
             raise app.UsageError(f"--image_size={values.image_size} is not like 384x640")
         image_size = tuple(map(int, values.image_size.split("x")))
-    try:
-        with process.errors_as_lines():
-            return _run(values, image_size)
-    except OSError as error:  # other than of a disk that cannot be written
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted; run the same command again to continue", file=sys.stderr)
-        return 130
+    with process.errors_as_lines():
+        return _run(values, image_size)
 
 
 def _run(values: flags.FlagValues, image_size: tuple[int, int]) -> int:

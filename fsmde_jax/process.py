@@ -2,9 +2,11 @@
 
 import contextlib
 import ctypes
+import io
 import logging
 import math
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -44,9 +46,9 @@ def _parse(argv: list[str]) -> list[str]:
 
 @contextlib.contextmanager
 def errors_as_lines() -> Iterator[None]:
-    """What a user can mend, and a disk that cannot be written, end the command with one line.
+    """What a user can mend, files that cannot be used, and Ctrl-C end the command with one line.
 
-    The exit code is 1, or `BUSY` where another process is at work.
+    The exit code is 1, `BUSY` where another process is at work, 130 on Ctrl-C.
     """
     try:
         yield
@@ -57,8 +59,13 @@ def errors_as_lines() -> Iterator[None]:
         sys.exit(f"error: {error}")
     except Exception as error:
         if problem := files.disk_problem(error):
-            sys.exit(f"error: {problem}. What was finished is kept; the same command goes on")
+            sys.exit(f"error: {problem}. Once that is mended, the same command goes on")
+        if isinstance(error, OSError):
+            sys.exit(f"error: {error}")
         raise
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)  # the shell's convention
 
 
 def set_up() -> None:
@@ -70,6 +77,8 @@ def set_up() -> None:
 
     if parent := os.environ.pop(PARENT, None):
         files.end_with_parent(int(parent))
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal may not know a δ, or a file's name
+        sys.stdout.reconfigure(errors="backslashreplace")
     absl_logging.set_verbosity(absl_logging.WARNING)  # Orbax tells much at INFO
     # Its threads tell of a full disk with tracebacks, and the error comes out of it as well.
     absl_logging.get_absl_logger().addFilter(

@@ -236,9 +236,13 @@ def read(path: pathlib.Path) -> dict[str, Any]:
         raise UserError(f"{path}: there is no results.json; `fsmde_jax.evaluate` writes one")
     try:
         content = json.loads(found.read_text())
-        content["about"]["settings"], content["methods"]
+        methods = list(content["methods"].values())
+        if not methods or any(
+            not {"mean", "scenes", "images"} <= found.keys() for found in methods
+        ):
+            raise ValueError("it has no figures")
         content["about"]["settings"] = _with_all_settings(content["about"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{found} is no results file of this version ({error!r})") from error
     return content
 

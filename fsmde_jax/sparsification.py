@@ -141,7 +141,8 @@ def main(_) -> None:
         refuse_foreign(out, run)
         error, confidence = measure(config, workdir)
         title = f"`{config.name}`: {len(error)} pixels of {config.data.eval_split!r}."
-        print(write(curves(error, confidence), title, run, out))
+        with files.owned(out, f"writing the report {out}"):
+            print(write(curves(error, confidence), title, run, out))
 
 
 if __name__ == "__main__":

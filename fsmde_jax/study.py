@@ -33,7 +33,7 @@ from collections.abc import Sequence
 from absl import flags
 from ml_collections import config_flags
 
-from fsmde_jax import process, stages, study_report
+from fsmde_jax import files, process, stages, study_report
 from fsmde_jax.errors import UserError
 from fsmde_jax.study_plan import TEACHER, Run, Study
 
@@ -129,7 +129,9 @@ def _run_all(jobs: dict[str, tuple[list[str], pathlib.Path]], at_once: int) -> l
                     log.warning("%s: left out, another process is at it", name)
                 elif child.returncode:
                     failed.append(name)
-                    lines = (jobs[name][1] / "log.txt").read_text().splitlines() or [""]
+                    lines = (jobs[name][1] / "log.txt").read_text(
+                        errors="replace"
+                    ).splitlines() or [""]
                     log.error("%s: FAILED after %.0f s: %s", name, seconds, lines[-1])
                 else:
                     log.info("%s: done in %.0f s, %d to go", name, seconds, len(waiting))
@@ -166,17 +168,16 @@ def main(_) -> None:
     process.set_up()
     # A process that is told to end passes that on, as at Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        with process.errors_as_lines():
-            study = Study(CONFIG.value, pathlib.Path(WORKDIR.value))
-            study_report.refuse_foreign(study.workdir / "report")
-            failed = []
-            if not REPORT_ONLY.value:
-                failed = execute(study, ONLY.value, JOBS.value)
+    with process.errors_as_lines():
+        study = Study(CONFIG.value, pathlib.Path(WORKDIR.value))
+        report = study.workdir / "report"
+        study_report.refuse_foreign(report)
+        failed = []
+        if not REPORT_ONLY.value:
+            failed = execute(study, ONLY.value, JOBS.value)
+        with files.owned(report, f"writing the report {report}"):
             missing = study_report.write(study)
-    except KeyboardInterrupt:
-        sys.exit("interrupted; the same command goes on")
-    print(f"Report: {study.workdir / 'report' / 'study.md'}")
+    print(f"Report: {report / 'study.md'}")
     if missing:
         print(f"Not there yet: {', '.join(missing)}")
     if failed:

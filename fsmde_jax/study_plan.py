@@ -192,6 +192,7 @@ class Study:
         defaults = json.loads(config_lib.default_config().to_json_best_effort())
         content = files.read_json(file, "the run's config", f"Move {run.folder} away")
         found = _flat(defaults) | _flat(content)
+        found |= {key: run.overrides[key] for key in self._shared}  # a study may be moved
         if what := differences(found, _flat(json.loads(config.to_json_best_effort())), "there"):
             raise ConfigError(
                 f"{run.folder} holds a run of another config: {what}. Use another --workdir, or "

@@ -173,13 +173,8 @@ def _owned(workdir: pathlib.Path) -> Iterator[None]:
     if jax.process_index() > 0:
         yield
         return
-    new = not workdir.exists()
-    try:
-        with files.locked(workdir / LOCK, f"training into {workdir}", remove=True):
-            yield
-    finally:
-        if new and workdir.is_dir() and not any(workdir.iterdir()):
-            workdir.rmdir()
+    with files.owned(workdir, f"training into {workdir}", LOCK):
+        yield
 
 
 def _train(config: ConfigDict, workdir: pathlib.Path, stop: "StopSignal") -> int | None:
@@ -391,7 +386,10 @@ class MetricsWriter:
         self._event(first_step + 1, session_log=start)  # hides what was written past it
 
     def _keep(self, first_step: int) -> None:
-        """Leaves the lines to `first_step`; where others can't be read, the file is set aside."""
+        """Leaves the lines to `first_step`.
+
+        The file is set aside where lines can't be read, or are of a run whose checkpoints are gone.
+        """
         content = self._path.read_bytes() if self._path.exists() else b""
         whole, _, _ = content.rpartition(b"\n")  # a kill cuts the last line short
         lines = whole.split(b"\n") if whole else []
@@ -401,6 +399,9 @@ class MetricsWriter:
         if None in steps:
             aside = files.set_aside(self._path, "damaged")
             log.warning("%d lines of %s cannot be read", steps.count(None), aside)
+        elif lines and not first_step:
+            aside = files.set_aside(self._path, "earlier")
+            log.warning("This run begins at step 0; the lines of before are in %s", aside)
         pairs = zip(lines, steps, strict=True)
         kept = [line + b"\n" for line, step in pairs if step is not None and step <= first_step]
         with files.replacing(self._path) as partial:

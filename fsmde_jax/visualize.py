@@ -91,7 +91,7 @@ def draw_ring(
             axes[row, column].set(xticks=[], yticks=[])
         axes[row, 0].set_ylabel(name, fontsize=9)
     for column, i in enumerate(order):
-        axes[0, column].set_title(f"{cameras[i]}  {np.rad2deg(yaw[i]):+.0f}°", fontsize=9)
+        axes[0, column].set_title(f"{_plain(cameras[i])}  {np.rad2deg(yaw[i]):+.0f}°", fontsize=9)
     wide, high = figure.get_size_inches()
     figure.subplots_adjust(
         0.4 / wide, 0.1 / high, 1 - 1.1 / wide, 1 - 0.4 / high, wspace=0.02, hspace=0.02
@@ -133,7 +133,7 @@ def draw_from_above(
             )  # fmt: skip
             axis.plot([at[0], tip[0]], [at[1], tip[1]], color=f"C{i}")
             axis.plot(*at, "o", color=f"C{i}")
-            axis.text(*tip, f"{name}\n{yaw_deg[i]:+.0f}°, {positions_m[i, 2]:.1f} m up",
+            axis.text(*tip, f"{_plain(name)}\n{yaw_deg[i]:+.0f}°, {positions_m[i, 2]:.1f} m up",
                       fontsize=8, ha="center", va="center", clip_on=True)  # fmt: skip
         axis.set(xlim=(-limit_m, limit_m), ylim=(-limit_m, limit_m), aspect="equal")
         axis.set(xlabel="right of the origin (m)", ylabel="ahead of the origin (m)")
@@ -201,7 +201,7 @@ def draw_birds_eye(
                 _wedge(poses[i], sample["intrinsics"][i], sample["image"].shape[2], 2 * reach_m,
                        fill=False, color=f"C{i}", linewidth=0.5, alpha=0.7)
             )  # fmt: skip
-        right.plot([], [], "o", color=f"C{i}", label=name or "camera")
+        right.plot([], [], "o", color=f"C{i}", label=_plain(name) or "camera")
     if len(near_m):
         right.plot([], [], "o", color="black", markersize=2, label="LiDAR")
     right.legend(loc="upper right", fontsize=8)
@@ -278,12 +278,17 @@ def draw_overlays(
     ):
         scale = max(1, round(640 / image.shape[1]))
         axis.imshow(lidar_overlay(image, xy, depth_m, max_depth_m, scale))
-        axis.set_title(f"{camera.name}  {yaw:+.0f}°, {len(xy)} points", fontsize=9)
+        axis.set_title(f"{_plain(camera.name)}  {yaw:+.0f}°, {len(xy)} points", fontsize=9)
     right = 1 - 1.1 / figure.get_figwidth()
     figure.subplots_adjust(0.01, 0.01, right, 0.95, wspace=0.02, hspace=0.1)
     _colour_bar(figure, max_depth_m)
     with files.replacing(path) as partial:
         figure.savefig(partial)
+
+
+def _plain(name: str) -> str:
+    """A camera's or file's name as matplotlib can show it: no formula, no broken UTF-8."""
+    return name.encode(errors="replace").decode().replace("$", r"\$")
 
 
 def _colour_bar(figure: Figure, max_depth_m: float) -> None:

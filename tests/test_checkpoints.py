@@ -163,6 +163,34 @@ def test_where_no_step_can_be_read_nothing_starts_at_zero(copy):
         restore(copy)
 
 
+def test_a_link_to_a_disk_that_is_not_there_starts_nothing_at_zero(tmp_path):
+    assert checkpoints.latest_step(tmp_path) is None
+    (tmp_path / "checkpoints").symlink_to(tmp_path / "disk" / "checkpoints")
+    with pytest.raises(CheckpointError, match="checkpoints is a file, or a link to what is not"):
+        checkpoints.latest_step(tmp_path)
+    (tmp_path / "disk" / "checkpoints").mkdir(parents=True)
+    assert checkpoints.latest_step(tmp_path) is None
+
+
+def test_a_step_that_was_copied_while_it_was_removed_is_not_taken_for_whole(copy):
+    newest = copy / "checkpoints" / "4"
+    (newest / checkpoints.CHECKSUMS).unlink()
+    shutil.rmtree(newest / "optimizer")
+    assert restore(copy)[0] == 2
+    assert load(copy)["layer"]["kernel"][0, 0] == 4  # which is whole
+    shutil.rmtree(newest / "params")
+    with pytest.raises(DamagedError, match="4/params is missing"):
+        load(copy)
+
+
+def test_a_renamed_step_is_refused_and_kept(copy):
+    (copy / "checkpoints" / "4").rename(copy / "checkpoints" / "7")
+    with pytest.raises(CheckpointError, match=r"checkpoints/7 holds step 4: give it that name"):
+        restore(copy)
+    (copy / "checkpoints" / "7").rename(copy / "checkpoints" / "4")
+    assert restore(copy)[0] == 4
+
+
 @pytest.mark.parametrize("text", ["", '{"task": ', "[1]", "[" * 100_000])
 def test_a_damaged_identity_is_one_line(text, copy):
     newest = copy / "checkpoints" / "4"

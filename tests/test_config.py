@@ -78,6 +78,14 @@ def test_nuscenes_differs_from_ddad_in_the_data_alone(variant):
         ("evaluation.protocol", "monodepth", r"config\.evaluation\.protocol"),
         ("train.log_every", 0, r"config\.train\.log_every"),
         ("train.keep_checkpoints", 0, r"config\.train\.keep_checkpoints"),
+        ("data.batch_size", 0, r"config\.data\.batch_size is 0; it must be at least 1"),
+        ("data.eval_batch_size", -1, r"config\.data\.eval_batch_size"),
+        ("data.downscale", 0, r"config\.data\.downscale"),
+        ("data.num_workers", -1, r"config\.data\.num_workers"),
+        ("train.dtype", "bf16", r"config\.train\.dtype is 'bf16'; use 'float32' or 'bfloat16'"),
+        ("seed", -1, r"config\.seed"),
+        ("optimizer.ema_decay", 1.0, r"config\.optimizer\.ema_decay"),
+        ("bins.num_bins", 0, r"config\.bins\.num_bins"),
     ],
 )
 def test_values_that_make_no_sense_are_refused_by_key(key, value, message):
@@ -223,6 +231,11 @@ def test_a_run_of_another_version_is_named(tmp_path):
     config = config_lib.default_config()
     (tmp_path / "config.json").write_text(config.to_json_best_effort())
     assert config_lib.load_config(tmp_path).data.to_dict() == config.data.to_dict()
+    content = json.loads(config.to_json_best_effort())
+    content["train"]["steps"] = None
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    with pytest.raises(config_lib.ConfigError, match=r"'train\.steps' has no value"):
+        config_lib.load_config(tmp_path)
     with config.unlocked():
         config.teacher.forgotten = 1
     (tmp_path / "config.json").write_text(config.to_json_best_effort())

@@ -9,7 +9,8 @@ import time
 
 import pytest
 
-from fsmde_jax import files, process
+from fsmde_jax import files, fork, process, results
+from fsmde_jax.data import prepared
 from fsmde_jax.errors import UserError
 
 
@@ -72,6 +73,25 @@ def test_a_lock_names_its_owner_and_ends_with_it(tmp_path):
         pass
 
 
+def test_a_lock_is_put_on_no_file_of_others(tmp_path):
+    lock = tmp_path / "lock"
+    lock.write_bytes(b"mine \xff")
+    with pytest.raises(UserError, match="lock is in the way and was not made by fsmde_jax"):
+        files.locked(lock, "training").__enter__()
+    assert lock.read_bytes() == b"mine \xff"
+
+
+def test_a_folder_has_one_owner_and_stays_only_with_something_in_it(tmp_path):
+    folder = tmp_path / "report"
+    busy = pytest.raises(files.BusyError, match="is writing it")
+    with files.owned(folder, "writing it"), busy:
+        files.owned(folder, "writing it").__enter__()
+    assert not any(tmp_path.iterdir())
+    with files.owned(folder, "writing it"):
+        (folder / "results.json").touch()
+    assert [path.name for path in folder.iterdir()] == ["results.json"]
+
+
 def test_what_is_set_aside_keeps_its_content(tmp_path):
     for content in ("one", "two"):
         (tmp_path / "a").write_text(content)
@@ -90,6 +110,26 @@ def test_a_full_disk_is_one_line(tmp_path):
         raise RuntimeError("write: No space left on device [tensorstore]")
     with pytest.raises(KeyError), process.errors_as_lines():
         raise KeyError("a bug keeps its traceback")
+
+
+def test_a_name_that_cannot_be_used_is_one_line(tmp_path):
+    circle, folder = tmp_path / "circle", tmp_path / "folder"
+    circle.symlink_to(circle)
+    folder.mkdir()
+    for use, text in (
+        (lambda: files.refuse_occupied(tmp_path / ("x" * 300)), "x: the name is too long"),
+        (lambda: files.new_folder(circle).__enter__(), "symbolic links lead in a circle"),
+        (lambda: files.write_text(folder, ""), "Is a directory: .*folder"),
+    ):
+        with pytest.raises(SystemExit, match=f"error: .*{text}"), process.errors_as_lines():
+            use()
+
+
+def test_an_interruption_is_one_line(capsys):
+    with pytest.raises(SystemExit) as ended, process.errors_as_lines():
+        raise KeyboardInterrupt
+    assert ended.value.code == 130
+    assert capsys.readouterr().err == "interrupted; the same command goes on\n"
 
 
 def _sleep(ready) -> None:
@@ -123,6 +163,19 @@ def test_a_child_ends_with_its_parent():
             return
         time.sleep(0.05)
     pytest.fail(f"process {child} is alive")
+
+
+@pytest.mark.parametrize("text", ["[]", "3", '"a"', "null", "{}"])
+def test_json_of_another_shape_is_damaged(text, tmp_path):
+    """As after somebody's own edit."""
+    for name in (prepared.RIG_FILE, "results.json", "forked_from/about.json"):
+        files.write_text(tmp_path / name, text)
+    with pytest.raises(UserError, match=r"rig\.json: the list of what is prepared is damaged"):
+        prepared.read_rig(tmp_path)
+    with pytest.raises(UserError, match=r"results\.json is no results file of this version"):
+        results.read(tmp_path)
+    with pytest.raises(UserError, match=r"about\.json: where the run was forked from is damaged"):
+        fork.fork(tmp_path / "old", tmp_path)
 
 
 def test_a_sealed_file_tells_a_flipped_bit(tmp_path):

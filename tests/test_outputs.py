@@ -74,6 +74,11 @@ def test_evaluation_begins_with_looking_where_its_report_goes(tmp_path):
     ):
         with pytest.raises(UserError, match=r"report holds notes\.txt, and no results\.json"):
             run()
+        (tmp_path / "report" / "notes.txt").rename(tmp_path / "notes.txt")
+        busy = pytest.raises(files.BusyError, match="is writing the report")
+        with files.owned(tmp_path / "report", ""), busy:
+            run()
+        (tmp_path / "notes.txt").rename(tmp_path / "report" / "notes.txt")
 
     results.write(tmp_path / "of_a", *_about("run in a"))
     with pytest.raises(UserError, match=r"of_a holds the report of 'run in a', and this is one of"):
@@ -113,7 +118,8 @@ def test_compare_replaces_only_comparisons(tmp_path, monkeypatch, capsys):
         write(tmp_path / name, scores)
     out = tmp_path / "c.json"
     monkeypatch.setattr(compare.flags, "FLAGS", types.SimpleNamespace(out=str(out)))
-    arguments = ["compare", str(tmp_path / "a"), str(tmp_path / "b")]
+    (tmp_path / "b").rename(tmp_path / "of 12:00")
+    arguments = ["compare", str(tmp_path / "a"), str(tmp_path / "of 12:00")]
     for _ in range(2):
         compare.main(arguments)
     assert json.loads(out.read_text())["abs_rel"]["difference"] == 0.0

@@ -15,7 +15,7 @@ from PIL import Image
 from tiny_run import prepare_recording, tiny_config
 
 from fsmde_jax import config as config_lib
-from fsmde_jax import evaluate, metrics, point_cloud, predict, prepare, train, visualize
+from fsmde_jax import evaluate, files, metrics, point_cloud, predict, prepare, train, visualize
 from fsmde_jax.data import inputs, photos
 from fsmde_jax.errors import UserError
 from fsmde_jax.predictions import Predictions
@@ -179,6 +179,17 @@ def test_photos_with_their_focal_lengths(workdir, tmp_path, capfd):
     with np.load(tmp_path / "given/npz/guess.npz") as arrays:
         np.testing.assert_allclose(arrays["depth_m"], 2 * guessed_m, rtol=0.1)
     assert "guess: focal length 277 px (given)" in capfd.readouterr().err
+
+
+def test_names_that_are_formulas_or_no_utf8_are_shown(tmp_path):
+    photo = photos.Photo(Image.new("RGB", (8, 6)), 10.0, "given")
+    sample = inputs._of_image("a", photo, (6, 8)).sample
+    for number, name in enumerate(("$x^{$", "b\udcff", "c\n")):
+        path = tmp_path / f"{number}.png"
+        visualize.draw_ring(sample, {"depth": np.ones((1, 6, 8))}, (name,), 80.0, path)
+        assert path.is_file()
+    files.write_text(tmp_path / "problems.txt", "b\udcff: broken δ")
+    assert (tmp_path / "problems.txt").read_text(encoding="utf-8") == "b\\udcff: broken δ"
 
 
 @pytest.mark.parametrize(

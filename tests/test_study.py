@@ -391,8 +391,8 @@ def test_a_run_from_before_a_key_was_added_counts(done, tmp_path):
     for file in workdir.rglob("config.json"):
         content = json.loads(file.read_text())
         content["objective"].pop("ckd_temperature", None)
-        file.write_text(json.dumps(content).replace(str(done.workdir), str(workdir)))
-    Study(done.config, workdir)
+        file.write_text(json.dumps(content))
+    assert Study(done.config, workdir).missing() == []  # nor does it matter that it was moved
 
 
 @pytest.mark.parametrize(

@@ -322,6 +322,14 @@ def test_metrics_are_rewritten_whole_and_what_cannot_be_read_is_kept(tmp_path, c
     assert "the lines before step 3 are lost" in caplog.text
 
 
+def test_metrics_of_a_run_that_begins_anew_are_kept(tmp_path):
+    """Its checkpoints are gone, or the file is the user's own."""
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
+    train.MetricsWriter(tmp_path, 0).close()
+    assert (tmp_path / "metrics.jsonl").read_text() == ""
+    assert (tmp_path / "metrics.jsonl.earlier").read_text() == '{"step": 1}\n'
+
+
 def test_a_full_disk_ends_events_with_an_error_and_not_in_silence(tmp_path):
     writer = train.MetricsWriter(tmp_path, 0)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)

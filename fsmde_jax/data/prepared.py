@@ -128,7 +128,8 @@ def _check_files(directory: Path, _changed_ns: int) -> None:
 
 def read_rig(directory: Path) -> dict[str, Any]:
     """The content of a finished dataset's rig.json."""
-    return files.read_json(directory / RIG_FILE, "the list of what is prepared", again(directory))
+    what, keys = "the list of what is prepared", ("files", "splits", "scenes", "cameras")
+    return files.read_json(directory / RIG_FILE, what, again(directory), keys)
 
 
 def file_problem(path: Path, written: dict[str, Any], fully: bool) -> str | None:

@@ -4,7 +4,6 @@ Run again after an interruption, it goes on where it stopped.
 """
 
 import pathlib
-import sys
 
 from absl import app, flags
 
@@ -29,11 +28,8 @@ SAMPLES = flags.DEFINE_integer("samples_per_scene", 2, "Instants of a street, 2 
 def main(_) -> None:
     """Draws the world as the flags say."""
     out = pathlib.Path(OUT.value)
-    try:
-        with process.errors_as_lines():
-            _write(out)
-    except KeyboardInterrupt:
-        sys.exit("interrupted; the same command goes on")
+    with process.errors_as_lines():
+        _write(out)
     print(f"{LAYOUT.value} layout: {out}")
 
 
