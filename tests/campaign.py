@@ -44,13 +44,15 @@ class Job:
 
     Attributes:
       arguments: of `python`, with {ref} and {out} for the folders.
-      needs: parts of the uninterrupted run that are copied into the folder before it.
+      after: a job of `BASES` that must have run, or "".
+      needs: parts of its folder that are copied into this job's before it.
       watch: what appears in {out} when the work begins; a glob.
       result: of the folder, everything that must equal an uninterrupted run's.
     """
 
     name: str
     arguments: tuple[str, ...]
+    after: str
     needs: tuple[str, ...]
     watch: str
     result: Callable[[pathlib.Path], dict]
@@ -104,6 +106,8 @@ def of_study(out: pathlib.Path) -> dict:
     }
 
 
+_WHOLE = "all stages"
+BASES = ("world", _WHOLE)  # what the others are run on; into one folder
 _MAIN = ("-m", "fsmde_jax.main", f"--config={CONFIG}", "--workdir={out}/run")
 _DATA = "--config.data.data_dir={out}/data"
 JOBS = {
@@ -113,6 +117,7 @@ JOBS = {
             "world",
             ("-m", "fsmde_jax.data.world", "--out={out}/world", "--train_scenes=6",
              "--val_scenes=2", "--samples_per_scene=1"),
+            "",
             (),
             "world/*",
             lambda out: digests(out / "world", "**/*"),
@@ -121,6 +126,7 @@ JOBS = {
             "rig world",
             ("-m", "fsmde_jax.data.world", "--out={out}/world", "--train_scenes=3",
              "--val_scenes=1", "--samples_per_scene=1", "--layout=rig"),
+            "",
             (),
             "*world*/*",
             lambda out: digests(out / "world", "**/*"),
@@ -128,18 +134,20 @@ JOBS = {
         Job(
             "prepare",
             ("-m", "fsmde_jax.prepare", "--dataset=world",
-             "--source={ref}/data/world_raw/campaign", "--data_dir={out}/prepared",
-             "--image_size=96x160", "--num_workers=2"),
+             "--source={ref}/world", "--data_dir={out}/prepared", "--image_size=96x160",
+             "--num_workers=2"),
+            "world",
             (),
             "prepared/world/*/*",
             lambda out: digests(out / "prepared", "**/*.array_record*"),
         ),
-        Job("train", (*_MAIN, _DATA), ("data",), "run/metrics.jsonl", of_training),
-        Job("all stages", (*_MAIN, _DATA), (), "data/*", of_training),
+        Job("train", (*_MAIN, _DATA), _WHOLE, ("data",), "run/metrics.jsonl", of_training),
+        Job(_WHOLE, (*_MAIN, _DATA), "", (), "data/*", of_training),
         Job(
             "cache",
             ("-m", "fsmde_jax.cache_teacher", f"--config={CONFIG}:cached",
              "--workdir={out}/cached", _DATA),
+            _WHOLE,
             ("data",),
             "cached/*",
             lambda out: digests(out / "data", "**/teacher_cache/*.array_record"),
@@ -147,6 +155,7 @@ JOBS = {
         Job(
             "study",
             ("-m", "fsmde_jax.study", f"--config={STUDY}", "--workdir=study"),
+            _WHOLE,
             ("data",),
             "study/*",
             of_study,
@@ -155,6 +164,7 @@ JOBS = {
             "export",
             ("-m", "fsmde_jax.export", "--checkpoint={ref}/run", "--format=orbax",
              "--out={out}/exported"),
+            _WHOLE,
             (),
             "*exported*",
             lambda out: arrays(out / "exported", "self_test.npz"),
@@ -163,6 +173,7 @@ JOBS = {
             "predict",
             ("-m", "fsmde_jax.predict", "--checkpoint={ref}/run", "--out={out}/predicted",
              "--save=depth,npz,cloud"),
+            _WHOLE,
             (),
             "*predicted*",
             lambda out: arrays(out / "predicted", "npz/**/*.npz")
@@ -171,6 +182,7 @@ JOBS = {
         Job(
             "evaluate",
             ("-m", "fsmde_jax.evaluate", "--checkpoint={ref}/run", "--out={out}/evaluated"),
+            _WHOLE,
             (),
             "*evaluated*",
             lambda out: figures(out / "evaluated"),
@@ -187,6 +199,7 @@ class Bench:
         self.cache = root / "compiled"
         self.reference.mkdir(parents=True, exist_ok=True)
         self.seconds: dict[str, float] = {}
+        self.written: dict[str, int] = {}  # bytes
         self.expected: dict[str, dict] = {}
 
     def command(self, job: Job, out: pathlib.Path) -> list[str]:
@@ -234,18 +247,23 @@ class Bench:
         for name in job.needs:
             shutil.copytree(self.reference / name, out / name)
 
-    def uninterrupted(self, names: list[str]) -> None:
-        """Runs each job once; `all stages` is what the others need."""
-        for name in ["all stages", *(n for n in names if n != "all stages")]:
-            job = JOBS[name]
-            out = self.reference if name == "all stages" else self.root / f"whole_{name}"
-            if name != "all stages":
-                self.place(job, out)
+    def uninterrupted(self, names: Iterable[str]) -> None:
+        """Runs each job once, and before them what they are run on."""
+        before = {JOBS[name].after for name in names} - {""}
+        for name in dict.fromkeys([*sorted(before), *names]):
+            if name in self.expected:
+                continue
+            job, out = JOBS[name], self.root / f"whole_{name}"
+            if name in BASES:
+                out = self.reference
+            self.place(job, out)
+            there = size_of(out)
             started = time.monotonic()
             code, text = self.run(job, out)
             if code:
                 raise SystemExit(f"{name} fails without any fault:\n{text[-3000:]}")
             self.seconds[name] = time.monotonic() - started
+            self.written[name] = size_of(out) - there
             self.expected[name] = job.result(out)
 
 
@@ -370,8 +388,6 @@ def remove(path: pathlib.Path, _: random.Random) -> None:
 
 
 DAMAGES = {"cut": cut, "bit flipped": flip, "removed": remove}
-# Of the short form: a checkpoint's arrays and list, a shard, its description, the teacher's cache.
-SHORT = r"^run/checkpoints/\d+/(ema/d/|checksums.json)|val.array_record|/rig.json|cache.json"
 
 
 def read_all(folder: pathlib.Path) -> dict:
@@ -445,13 +461,10 @@ def damage_once(
     return row
 
 
-def damage(
-    bench: Bench, seed: int, only: str = "", kinds: Sequence[str] = tuple(DAMAGES)
-) -> list[dict]:
-    """Kinds of damage to one file of every kind whose path matches `only`."""
+def damage(bench: Bench, seed: int, only: str = "") -> list[dict]:
+    """Every kind of damage to one file of every kind whose path matches `only`."""
     rng = random.Random(seed)
-    if "all stages" not in bench.expected:
-        bench.uninterrupted(["all stages"])
+    bench.uninterrupted([_WHOLE])
     code, text = bench.run(JOBS["cache"], bench.reference)
     if code:
         raise SystemExit(f"cache fails without any fault:\n{text[-3000:]}")
@@ -459,7 +472,7 @@ def damage(
     rows = []
     for file in one_of_each_kind(bench.reference):
         if re.search(only, str(file.relative_to(bench.reference))):
-            for kind in kinds:
+            for kind in DAMAGES:
                 rows.append(damage_once(bench, file, kind, expected, rng))
                 print(rows[-1], flush=True)
     return rows
@@ -488,9 +501,8 @@ def size_of(folder: pathlib.Path) -> int:
 def full_disk_once(bench: Bench, job: Job, share: float) -> dict:
     """Runs the job where only a share of what it writes fits, then where all does."""
     out = bench.root / f"disk_{job.name}_{share}"
-    whole = bench.reference if job.name == "all stages" else bench.root / f"whole_{job.name}"
     needed = sum(size_of(bench.reference / name) for name in job.needs)
-    written = size_of(whole) - needed
+    written = bench.written[job.name]
     row = {"job": job.name, "fits": f"{share:.0%}"}
     with disk(out, needed + int(share * written) + 2**16):
         bench.place(job, out)
@@ -503,7 +515,7 @@ def full_disk_once(bench: Bench, job: Job, share: float) -> dict:
             clear = last.startswith("error:") and "Traceback" not in text
             row["first"] = "one line" if clear else "UNCLEAR"
         subprocess.run(
-            ["mount", "-o", f"remount,size={8 * size_of(whole) + 2**26}", out], check=True
+            ["mount", "-o", f"remount,size={needed + 8 * written + 2**26}", out], check=True
         )
         code, text = bench.run(job, out)
         if code:

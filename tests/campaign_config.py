@@ -39,9 +39,9 @@ def _common():
     config.teacher.weights = "random"
     config.objective.vrkd_grid = (4, 8)
     config.optimizer.ema_decay = 0.9
-    config.train.steps = 40
+    config.train.steps = 12
     config.train.log_every = 1
-    config.train.checkpoint_every = 3
+    config.train.checkpoint_every = 2
     config.train.eval_every = 0
     config.evaluation.pictures = 1
     config.evaluation.references = False
