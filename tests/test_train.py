@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.sharding import AxisType
 from PIL import Image
 from tensorboardX.proto import event_pb2
 from tiny_run import prepare_recording, tiny_config
@@ -171,7 +172,10 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     if optimizer != config.optimizer.name:
         config = config.copy_and_resolve_references()
         config.optimizer.name, finished = optimizer, tmp_path / "finished"
-        config.mesh.data, config.data.batch_size = 1, 1  # eight devices would take a minute
+        config.data.batch_size = 1
+        axes = {"axis_names": ("data", "fsdp"), "axis_types": (AxisType.Auto,) * 2}
+        one = jax.make_mesh((1, 1), devices=jax.devices()[:1], **axes)
+        monkeypatch.setattr(sharding, "make_mesh", lambda _: one)  # eight would take a minute
         assert train.train(config, finished) is None
 
     class Killed(Exception):
@@ -184,10 +188,9 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
             raise Killed
         original(self, step)
 
-    monkeypatch.setattr(train.Timer, "tick", tick)
-    with pytest.raises(Killed):
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(train.Timer, "tick", tick)
         train.train(config, tmp_path / "run")
-    monkeypatch.undo()
     assert train.train(config, tmp_path / "run") is None
     assert read_metrics(tmp_path / "run") == read_metrics(finished)
     expected, found = (
