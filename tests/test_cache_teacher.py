@@ -177,7 +177,7 @@ def test_a_chunk_that_the_disk_has_no_room_for_leaves_nothing(tmp_path):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 1, done.stderr
     (line,) = [line for line in done.stderr.splitlines() if "error" in line.lower()]
-    assert line.startswith("error: the file is larger than allowed. What was finished is kept")
+    assert line.startswith("error: the file is larger than allowed. Once that is mended,")
     assert "Traceback" not in done.stderr and not any(tmp_path.iterdir())
 
 
