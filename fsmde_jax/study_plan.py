@@ -191,9 +191,10 @@ class Study:
         # A key that came later had its default then.
         defaults = json.loads(config_lib.default_config().to_json_best_effort())
         content = files.read_json(file, "the run's config", f"Move {run.folder} away")
-        found = _flat(defaults) | _flat(content)
+        found = config_lib.flatten(defaults) | config_lib.flatten(content)
         found |= {key: run.overrides[key] for key in self._shared}  # a study may be moved
-        if what := differences(found, _flat(json.loads(config.to_json_best_effort())), "there"):
+        wanted = config_lib.flatten(json.loads(config.to_json_best_effort()))
+        if what := differences(found, wanted, "there"):
             raise ConfigError(
                 f"{run.folder} holds a run of another config: {what}. Use another --workdir, or "
                 "delete that folder"
@@ -255,14 +256,3 @@ def _check(config: ConfigDict, base: ConfigDict) -> None:
             f"{config.base}: config.teacher.source is {base.teacher.source!r}; a study runs the "
             "teacher once for all arms, so set 'cached' (an arm may override it)"
         )
-
-
-def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Values by dotted key; without the stage before, whose result the run names."""
-    found = {}
-    for key, value in config.items():
-        if prefix + key == "teacher.head_stage":
-            continue
-        nested = isinstance(value, dict)
-        found |= _flat(value, f"{prefix}{key}.") if nested else {prefix + key: value}
-    return found

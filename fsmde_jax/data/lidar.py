@@ -120,10 +120,7 @@ def of_rule(sample: dict[str, Any], rule: str) -> dict[str, Any]:
 
     Points that were projected by DGP's rule are of every rule: there nothing changes.
     """
-    kept = (sample["lidar_rules"] >> RULES.index(rule) & 1).astype(bool)
-    counts = [np.count_nonzero(kept[points]) for points in slices_of(sample)]
-    points = {name: sample[name][kept] for name in ("lidar_uv", "lidar_depth_m", "lidar_rules")}
-    return {**sample, **points, "lidar_counts": np.array(counts, np.int32)}
+    return keep_points(sample, (sample["lidar_rules"] >> RULES.index(rule) & 1).astype(bool))
 
 
 def slices_of(sample: dict[str, Any]) -> list[slice]:
