@@ -369,7 +369,8 @@ def test_a_trial_that_diverges_is_a_result(config, tmp_path):
     first, second = plan.trials("vrkd")
     (first.folder / "not_finite").mkdir(parents=True)
     assert plan.abs_rel(first) == np.inf and plan.chosen("vrkd") is None
-    content = {"about": {"settings": {}}, "methods": {"m": {"mean": {"abs_rel": 0.3}}}}
+    method = {"mean": {"abs_rel": 0.3}, "scenes": [], "images": 0}
+    content = {"about": {"settings": {}}, "methods": {"m": method}}
     (second.folder / "report").mkdir(parents=True)
     (second.folder / "report" / "results.json").write_text(json.dumps(content))
     assert plan.chosen("vrkd") == config.trials["vrkd"][1]
