@@ -34,11 +34,11 @@ from ml_collections import ConfigDict, config_flags
 
 from fsmde_jax import (
     benchmark_teachers,
+    cli,
     compiler,
     dry_run,
     export,
     files,
-    process,
     sharding,
     tasks,
     teacher_targets,
@@ -408,8 +408,8 @@ def measure(config: ConfigDict | None, what: list[str]) -> dict[str, Rows]:
 
 def main(_) -> None:
     """Measures and prints the report."""
-    process.set_up()
-    with process.errors_as_lines():
+    cli.set_up()
+    with cli.errors_as_lines():
         if unknown := set(flags.FLAGS.what) - set(SECTIONS):
             raise UserError(f"--what={','.join(unknown)}: use some of {', '.join(SECTIONS)}")
         out = pathlib.Path(flags.FLAGS.out) if flags.FLAGS.out else None
@@ -458,4 +458,4 @@ if __name__ == "__main__":
     flags.DEFINE_string("out", "", "A .md file to write the report to, too; replaces one.")
     flags.DEFINE_list("models", ["Intel/dpt-large"], "Hub ids, for loading and forward.")
     flags.DEFINE_string("image_size", "518x686", "Height x width of forward's image.")
-    process.start(main)
+    cli.start(main)

@@ -21,8 +21,8 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict, config_flags
 from tqdm import tqdm
 
+from fsmde_jax import cli, sharding, stages, tasks, teacher_targets
 from fsmde_jax import config as config_lib
-from fsmde_jax import process, sharding, stages, tasks, teacher_targets
 from fsmde_jax.data import pipeline, teacher_cache
 from fsmde_jax.state import Model, place_model
 
@@ -165,9 +165,9 @@ def _difference(
 
 def main(_) -> None:
     """The teacher's head if need be, then the cache or its verification."""
-    process.set_up()
+    cli.set_up()
     workdir = pathlib.Path(WORKDIR.value or f"runs/{CONFIG.value.name}")
-    with process.errors_as_lines():
+    with cli.errors_as_lines():
         config = stages.planned(CONFIG.value, workdir)
         if interrupted := stages.run_stages(config, workdir):
             sys.exit(128 + interrupted)
@@ -182,4 +182,4 @@ if __name__ == "__main__":
     WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder; default runs/<name>.")
     VERIFY = flags.DEFINE_integer("verify", 0, "Check all files, recompute so many random entries.")
     flags.mark_flag_as_required("config")
-    process.start(main)
+    cli.start(main)

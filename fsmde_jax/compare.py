@@ -11,7 +11,7 @@ from typing import Any
 
 from absl import app, flags
 
-from fsmde_jax import files, process, results
+from fsmde_jax import cli, files, results
 from fsmde_jax.errors import UserError
 
 
@@ -19,7 +19,7 @@ def main(argv: Sequence[str]) -> None:
     """Compares two results and prints the table."""
     if len(argv) != 3:
         raise app.UsageError("give two results: python -m fsmde_jax.compare FIRST SECOND")
-    with process.errors_as_lines():
+    with cli.errors_as_lines():
         out = pathlib.Path(flags.FLAGS.out) if flags.FLAGS.out else None
         if out:
             files.refuse_other(out, _is_comparison)

@@ -23,8 +23,8 @@ from jaxtyping import Array, UInt8
 from ml_collections import ConfigDict, config_flags
 from tqdm import tqdm
 
+from fsmde_jax import cli, files, metrics, protocols, results, sharding, tasks, visualize
 from fsmde_jax import config as config_lib
-from fsmde_jax import files, metrics, process, protocols, results, sharding, tasks, visualize
 from fsmde_jax.config import ConfigError
 from fsmde_jax.data import lidar, pipeline
 from fsmde_jax.masks import ESTIMATE, Masks
@@ -468,7 +468,7 @@ def _define_flags() -> None:
 
 def main(argv: Sequence[str]) -> None:
     """Reads the run's own config, or measures predictions on the data of `--config`."""
-    process.set_up()
+    cli.set_up()
     values = flags.FLAGS
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}; options start with --")
@@ -476,7 +476,7 @@ def main(argv: Sequence[str]) -> None:
         raise app.UsageError("give --checkpoint=RUN or --predictions=DIR (with --config)")
     if values.predictions and not values.config:
         raise app.UsageError("--predictions needs --config, whose `data` says what they are of")
-    with process.errors_as_lines():
+    with cli.errors_as_lines():
         print(_run(values))
 
 
@@ -503,4 +503,4 @@ def _run(values: flags.FlagValues) -> str:
 
 if __name__ == "__main__":
     _define_flags()
-    process.start(main)
+    cli.start(main)

@@ -24,7 +24,7 @@ from flax import nnx
 from jaxtyping import Array, Float, UInt8
 from ml_collections import ConfigDict
 
-from fsmde_jax import checkpoints, example, files, process, state
+from fsmde_jax import checkpoints, cli, example, files, state
 from fsmde_jax import config as config_lib
 from fsmde_jax.errors import UserError
 
@@ -203,9 +203,9 @@ was trained on, `self_test.npz` an input with its output.
 
 def main(_) -> None:
     """Exports as the flags say."""
-    process.set_up()
+    cli.set_up()
     out = pathlib.Path(OUT.value)
-    with process.errors_as_lines():
+    with cli.errors_as_lines():
         export(pathlib.Path(CHECKPOINT.value), FORMAT.value, out)
     size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
     print(f"{out}: {FORMAT.value}, {size / 1e6:.1f} MB; see {out / 'README.md'}")

@@ -10,8 +10,8 @@ import sys
 from absl import flags
 from ml_collections import config_flags
 
+from fsmde_jax import cli, dry_run, evaluate, fork, stages
 from fsmde_jax import config as config_lib
-from fsmde_jax import dry_run, evaluate, fork, process, stages
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Run configuration.", lock_config=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder; default runs/<config.name>.")
@@ -23,8 +23,8 @@ DRY_RUN = flags.DEFINE_bool("dry_run", False, "Build everything, print sizes, tr
 
 def main(_) -> None:
     """Runs the config and what it needs before, evaluates it and prints its table."""
-    process.set_up()
-    with process.errors_as_lines():
+    cli.set_up()
+    with cli.errors_as_lines():
         run(CONFIG.value)
 
 
@@ -47,4 +47,4 @@ def run(config: config_lib.ConfigDict) -> None:
 
 if __name__ == "__main__":
     flags.mark_flag_as_required("config")
-    process.start(main)
+    cli.start(main)

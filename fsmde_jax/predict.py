@@ -41,7 +41,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 from tqdm import tqdm
 
-from fsmde_jax import compiler, export, files, point_cloud, process, rig, state, visualize
+from fsmde_jax import cli, compiler, export, files, point_cloud, rig, state, visualize
 from fsmde_jax import config as config_lib
 from fsmde_jax.data import inputs, photos
 from fsmde_jax.data.inputs import Item
@@ -270,11 +270,11 @@ def _define_flags() -> None:
 
 def main(argv: Sequence[str]) -> None:
     """Predicts as the flags say; 1 if anything was left out."""
-    process.set_up()
+    cli.set_up()
     values = flags.FLAGS
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}; options start with --")
-    with process.errors_as_lines():
+    with cli.errors_as_lines():
         problems = predict(
             pathlib.Path(values.checkpoint),
             pathlib.Path(values.out),

@@ -40,7 +40,7 @@ from tensorflow_datasets.core import splits as tfds_splits
 from tensorflow_datasets.proto import tf_example_pb2
 from tqdm import tqdm
 
-from fsmde_jax import files, process
+from fsmde_jax import cli, files
 from fsmde_jax.data import dgp, nuscenes, prepared, rig_folder
 from fsmde_jax.data.recording import RecordingError
 from fsmde_jax.errors import UserError
@@ -790,7 +790,7 @@ def _define_flags() -> None:
     flags.DEFINE_enum("image_format", "jpeg", ("jpeg", "png"), "JPEG has quality 95.")
     flags.DEFINE_bool("dense_depth", False, "Store dense truth, too (world only).")
     flags.DEFINE_enum("on_error", "stop", ("stop", "skip"), "What a bad file leads to.")
-    flags.DEFINE_integer("num_workers", process.num_cores(), "Processes; 0 or 1: this one.")
+    flags.DEFINE_integer("num_workers", cli.num_cores(), "Processes; 0 or 1: this one.")
     flags.DEFINE_list("splits", ["train", "val"], "Of train, val, test.")
     flags.DEFINE_bool("check", False, "Only look for faults of calibration; draws pictures.")
     flags.DEFINE_bool("verify", False, "Only read what is prepared and compare its checksums.")
@@ -825,7 +825,7 @@ def main(argv: list[str]) -> int:
         if not re.fullmatch(r"\d+x\d+", values.image_size):
             raise app.UsageError(f"--image_size={values.image_size} is not like 384x640")
         image_size = tuple(map(int, values.image_size.split("x")))
-    with process.errors_as_lines():
+    with cli.errors_as_lines():
         return _run(values, image_size)
 
 

@@ -20,8 +20,8 @@ from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
+from fsmde_jax import cli, files, sharding, state, tasks
 from fsmde_jax import config as config_lib
-from fsmde_jax import files, process, sharding, state, tasks
 from fsmde_jax.data import pipeline
 from fsmde_jax.losses.depth import sample_at_lidar
 
@@ -133,9 +133,9 @@ def _draw(found: dict[str, np.ndarray], path: pathlib.Path) -> None:
 
 def main(_) -> None:
     """Measures and prints the table."""
-    process.set_up()
+    cli.set_up()
     workdir, out = pathlib.Path(CHECKPOINT.value), pathlib.Path(OUT.value)
-    with process.errors_as_lines():
+    with cli.errors_as_lines():
         config = config_lib.load_config(workdir)
         run = f"{config.name} in {workdir.resolve().name}"
         refuse_foreign(out, run)

@@ -5,7 +5,7 @@ import pathlib
 
 from ml_collections import ConfigDict
 
-from fsmde_jax import checkpoints, prepare, process, tasks, train
+from fsmde_jax import checkpoints, cli, prepare, tasks, train
 from fsmde_jax.config import HEAD_FOLDER, validate
 from fsmde_jax.data import prepared
 from fsmde_jax.data.world import WorldConfig, write_world
@@ -104,7 +104,7 @@ def make_world(config: ConfigDict) -> None:
         pathlib.Path(data.data_dir),
         tuple(image_size),
         dense_depth=dense_depth,
-        num_workers=process.num_cores(),
+        num_workers=cli.num_cores(),
         config_name=data.config_name,
     )
     log.info("%s\n%s", directory, summary.table())

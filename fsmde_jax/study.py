@@ -33,7 +33,7 @@ from collections.abc import Sequence
 from absl import flags
 from ml_collections import config_flags
 
-from fsmde_jax import files, process, stages, study_report
+from fsmde_jax import cli, files, stages, study_report
 from fsmde_jax.errors import UserError
 from fsmde_jax.study_plan import TEACHER, Run, Study
 
@@ -125,7 +125,7 @@ def _run_all(jobs: dict[str, tuple[list[str], pathlib.Path]], at_once: int) -> l
                     continue
                 del running[name]
                 seconds = time.monotonic() - started
-                if child.returncode == process.BUSY and name != TEACHER:
+                if child.returncode == cli.BUSY and name != TEACHER:
                     log.warning("%s: left out, another process is at it", name)
                 elif child.returncode:
                     failed.append(name)
@@ -148,7 +148,7 @@ def _run_all(jobs: dict[str, tuple[list[str], pathlib.Path]], at_once: int) -> l
 
 def _start(command: list[str], folder: pathlib.Path, at_once: int) -> subprocess.Popen:
     # Killed with this process, or the same command would find the run taken.
-    environment = os.environ | {process.PARENT: str(os.getpid())}
+    environment = os.environ | {cli.PARENT: str(os.getpid())}
     if at_once > 1:  # each would take three quarters of a GPU's memory
         environment.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     folder.mkdir(parents=True, exist_ok=True)
@@ -165,10 +165,10 @@ def _start(command: list[str], folder: pathlib.Path, at_once: int) -> subprocess
 
 def main(_) -> None:
     """Runs the study and writes its report."""
-    process.set_up()
+    cli.set_up()
     # A process that is told to end passes that on, as at Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with process.errors_as_lines():
+    with cli.errors_as_lines():
         study = Study(CONFIG.value, pathlib.Path(WORKDIR.value))
         report = study.workdir / "report"
         study_report.refuse_foreign(report)
@@ -191,4 +191,4 @@ if __name__ == "__main__":
     JOBS = flags.DEFINE_integer("jobs", 1, "How many processes at once.", lower_bound=1)
     REPORT_ONLY = flags.DEFINE_bool("report_only", False, "Only report what is there.")
     flags.mark_flags_as_required(["config", "workdir"])
-    process.start(main)
+    cli.start(main)

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import torch
 
-from fsmde_jax import process, timing
+from fsmde_jax import cli, timing
 from fsmde_jax.models import convolution, winograd
 
 REPEATS = 11
@@ -93,7 +93,7 @@ def _in_torch(x, kernel, out_grad, stride: int) -> dict[str, Callable]:
 
 def main() -> None:
     """Prints the table."""
-    process.set_up()
+    cli.set_up()
     rows = []
     for shape in SHAPES:
         times = timing.in_turns(runs(*shape), REPEATS)

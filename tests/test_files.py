@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from fsmde_jax import files, fork, process, results
+from fsmde_jax import cli, files, fork, results
 from fsmde_jax.data import prepared
 from fsmde_jax.errors import UserError
 
@@ -101,14 +101,14 @@ def test_what_is_set_aside_keeps_its_content(tmp_path):
 
 
 def test_a_full_disk_is_one_line(tmp_path):
-    with pytest.raises(SystemExit, match="error: the disk is full"), process.errors_as_lines():
+    with pytest.raises(SystemExit, match="error: the disk is full"), cli.errors_as_lines():
         try:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
             raise ValueError("Orbax says something") from error
-    with pytest.raises(SystemExit, match="disk is full"), process.errors_as_lines():
+    with pytest.raises(SystemExit, match="disk is full"), cli.errors_as_lines():
         raise RuntimeError("write: No space left on device [tensorstore]")
-    with pytest.raises(KeyError), process.errors_as_lines():
+    with pytest.raises(KeyError), cli.errors_as_lines():
         raise KeyError("a bug keeps its traceback")
 
 
@@ -121,12 +121,12 @@ def test_a_name_that_cannot_be_used_is_one_line(tmp_path):
         (lambda: files.new_folder(circle).__enter__(), "symbolic links lead in a circle"),
         (lambda: files.write_text(folder, ""), "Is a directory: .*folder"),
     ):
-        with pytest.raises(SystemExit, match=f"error: .*{text}"), process.errors_as_lines():
+        with pytest.raises(SystemExit, match=f"error: .*{text}"), cli.errors_as_lines():
             use()
 
 
 def test_an_interruption_is_one_line(capsys):
-    with pytest.raises(SystemExit) as ended, process.errors_as_lines():
+    with pytest.raises(SystemExit) as ended, cli.errors_as_lines():
         raise KeyboardInterrupt
     assert ended.value.code == 130
     assert capsys.readouterr().err == "interrupted; the same command goes on\n"

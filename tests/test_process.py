@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from fsmde_jax import process
+from fsmde_jax import cli
 
 
 @pytest.mark.parametrize(
@@ -36,12 +36,12 @@ def test_a_quota_of_cores_is_read_from_the_cgroup(tmp_path, membership, groups, 
         path = tmp_path / "cgroup" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(content + "\n")
-    assert list(process._quotas(tmp_path / "self", tmp_path / "cgroup")) == cores
-    assert list(process._quotas(tmp_path / "none", tmp_path / "cgroup")) == []
+    assert list(cli._quotas(tmp_path / "self", tmp_path / "cgroup")) == cores
+    assert list(cli._quotas(tmp_path / "none", tmp_path / "cgroup")) == []
 
 
 def test_affinity_and_quota_limit_the_number_of_cores(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 3, 5})
     for quotas, cores in (([], 3), ([7, 2], 2)):
-        monkeypatch.setattr(process, "_quotas", lambda *_, quotas=quotas: quotas)
-        assert process.num_cores() == cores
+        monkeypatch.setattr(cli, "_quotas", lambda *_, quotas=quotas: quotas)
+        assert cli.num_cores() == cores

@@ -17,16 +17,7 @@ from absl import flags
 from ml_collections import config_flags
 from tiny_run import prepare_recording
 
-from fsmde_jax import (
-    cache_teacher,
-    evaluate,
-    metrics,
-    process,
-    results,
-    stages,
-    study,
-    study_report,
-)
+from fsmde_jax import cache_teacher, cli, evaluate, metrics, results, stages, study, study_report
 from fsmde_jax.config import ConfigError
 from fsmde_jax.errors import UserError
 from fsmde_jax.protocols import PROTOCOLS
@@ -117,7 +108,7 @@ class Pretend(subprocess.Popen):
             stdout.write("error: it is broken\n")
             self.returncode = 1
         elif "/taken/" in values.get("workdir", ""):
-            self.returncode = process.BUSY
+            self.returncode = cli.BUSY
         elif command[2] != "fsmde_jax.cache_teacher":
             out = values.get("out") or values["workdir"] + "/report"
             abs_rel = float(values.get("config.optimizer.learning_rate", 0.5))

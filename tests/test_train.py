@@ -22,10 +22,10 @@ from tiny_run import prepare_recording, tiny_config
 
 from fsmde_jax import (
     checkpoints,
+    cli,
     evaluate,
     files,
     fork,
-    process,
     scoring,
     sharding,
     state,
@@ -339,7 +339,7 @@ def test_a_full_disk_ends_events_with_an_error_and_not_in_silence(tmp_path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
     try:
-        with pytest.raises(SystemExit, match="file is larger"), process.errors_as_lines():
+        with pytest.raises(SystemExit, match="file is larger"), cli.errors_as_lines():
             for step in range(100):
                 writer.show(step, "ring", np.zeros((64, 64, 3), np.uint8))
     finally:
@@ -511,15 +511,15 @@ def test_terminate_saves_and_the_same_command_goes_on(data_dir, tmp_path):
     command = [sys.executable, "-m", "fsmde_jax.main", f"--config={script}", f"--workdir={workdir}"]
     one_device = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1")
     environment = {**os.environ, "XLA_FLAGS": one_device}
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    cli = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 300
     while time.monotonic() < deadline and not (workdir / "metrics.jsonl").exists():
         time.sleep(0.2)
     while time.monotonic() < deadline and not read_metrics(workdir):
         time.sleep(0.1)
-    process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=300)
-    assert process.returncode == 128 + signal.SIGTERM, errors
+    cli.send_signal(signal.SIGTERM)
+    _, errors = cli.communicate(timeout=300)
+    assert cli.returncode == 128 + signal.SIGTERM, errors
     assert "Traceback" not in errors
     saved = checkpoints.latest_step(workdir)
     assert saved and saved < 400

@@ -15,7 +15,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from fsmde_jax import files, process, stages
+from fsmde_jax import cli, files, stages
 from fsmde_jax.config import default_config
 from fsmde_jax.data import prepared
 from fsmde_jax.data.world import WorldConfig, layouts, write_world, writer
@@ -179,15 +179,15 @@ def test_kill_9_leaves_no_workers_and_the_next_run_works_at_once(tmp_path: pathl
         "import pathlib\nfrom fsmde_jax.data.world import WorldConfig, write_world\n"
         f"if __name__ == '__main__':\n    write_world({config!r}, pathlib.Path({str(out)!r}), 2)\n"
     )
-    process = subprocess.Popen([sys.executable, script], stderr=subprocess.DEVNULL)
+    cli = subprocess.Popen([sys.executable, script], stderr=subprocess.DEVNULL)
     while not list(out.glob(".unfinished-00000*")):
-        assert process.poll() is None
+        assert cli.poll() is None
         time.sleep(0.01)
-    children = pathlib.Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    children = pathlib.Path(f"/proc/{cli.pid}/task/{cli.pid}/children").read_text().split()
     commands = [pathlib.Path(f"/proc/{child}/cmdline").read_text() for child in children]
     assert sum("spawn_main" in command for command in commands) == 2
-    process.kill()
-    process.wait()
+    cli.kill()
+    cli.wait()
     write_world(config, out, num_workers=1, progress=False)
     assert (out / "world.json").is_file() and not list(out.glob(".unfinished-*"))
     for child in children:
@@ -235,7 +235,7 @@ def test_another_layout_goes_on_after_an_end_and_removes_only_its_own(
         drawn.append(scene)
         shutil.copytree(world / f"{scene:06d}", directory / f"{scene:06d}")
 
-    monkeypatch.setattr(process, "num_cores", lambda: 1)
+    monkeypatch.setattr(cli, "num_cores", lambda: 1)
     monkeypatch.setattr(writer, "write_scene", draw)
     with pytest.raises(KeyboardInterrupt):
         layouts.write_as(layout, CONFIG, out)
@@ -258,7 +258,7 @@ def test_another_layout_goes_on_after_an_end_and_removes_only_its_own(
 def test_a_run_prepares_its_world_anew_beside_data_of_an_older_version(
     world: pathlib.Path, tmp_path: pathlib.Path, monkeypatch
 ) -> None:
-    monkeypatch.setattr(process, "num_cores", lambda: 1)
+    monkeypatch.setattr(cli, "num_cores", lambda: 1)
     config = default_config()
     config.data.data_dir, config.data.dataset, config.data.config_name = str(tmp_path), "world", "a"
     config.world.update(dataclasses.asdict(CONFIG) | {"image_size": (20, 32)})

@@ -7,7 +7,7 @@ import pathlib
 
 from absl import app, flags
 
-from fsmde_jax import process
+from fsmde_jax import cli
 from fsmde_jax.data.world.layouts import WRITERS, write_as
 from fsmde_jax.data.world.writer import WorldConfig, write_world
 from fsmde_jax.errors import UserError
@@ -28,7 +28,7 @@ SAMPLES = flags.DEFINE_integer("samples_per_scene", 2, "Instants of a street, 2 
 def main(_) -> None:
     """Draws the world as the flags say."""
     out = pathlib.Path(OUT.value)
-    with process.errors_as_lines():
+    with cli.errors_as_lines():
         _write(out)
     print(f"{LAYOUT.value} layout: {out}")
 

@@ -18,7 +18,7 @@ import PIL.Image
 import tqdm
 from jaxtyping import Float
 
-from fsmde_jax import files, process
+from fsmde_jax import cli, files
 from fsmde_jax.data.world.meshes import rotation
 from fsmde_jax.data.world.objects import CAR_PAINTS, ego_car
 from fsmde_jax.data.world.render import World
@@ -105,7 +105,7 @@ def write_world(
         if waiting:
             (directory / DATASET_FILE).unlink(missing_ok=True)
         bar = tqdm.tqdm(
-            _render(config, directory, waiting, num_workers or process.num_cores()),
+            _render(config, directory, waiting, num_workers or cli.num_cores()),
             desc=f"world {directory.name}", unit="scene", initial=scenes - len(waiting),
             total=scenes, disable=not progress,
         )  # fmt: skip
