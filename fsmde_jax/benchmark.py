@@ -35,7 +35,6 @@ from ml_collections import ConfigDict, config_flags
 from fsmde_jax import (
     benchmark_teachers,
     cli,
-    compiler,
     dry_run,
     export,
     files,
@@ -48,7 +47,8 @@ from fsmde_jax import (
 from fsmde_jax.data import pipeline, prepared
 from fsmde_jax.errors import UserError
 from fsmde_jax.losses.objective import DISTILLATION
-from fsmde_jax.models.resnet import ResNet
+from fsmde_jax.models.encoders.resnet import ResNet
+from fsmde_jax.models.layers import compiler
 from fsmde_jax.state import Model, init_state, place_model
 
 Rows = list[dict[str, Any]]

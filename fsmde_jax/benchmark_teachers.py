@@ -15,7 +15,7 @@ from flax import nnx
 from fsmde_jax import sharding, timing
 from fsmde_jax.config import default_config
 from fsmde_jax.models import hub_config, weights
-from fsmde_jax.models.dpt import DPT, DPTConfig
+from fsmde_jax.models.foundation.dpt import DPT, DPTConfig
 
 MIB = 2.0**20
 

@@ -33,9 +33,9 @@ from fsmde_jax.losses.objective import (
     true_targets,
 )
 from fsmde_jax.models import hub_config, weights
-from fsmde_jax.models.dpt import DPTConfig
-from fsmde_jax.models.mini import MiniConfig
-from fsmde_jax.models.preprocess import Preprocessing
+from fsmde_jax.models.foundation.dpt import DPTConfig
+from fsmde_jax.models.foundation.mini import MiniConfig
+from fsmde_jax.models.foundation.preprocess import Preprocessing
 from fsmde_jax.models.student import Student, StudentConfig
 from fsmde_jax.models.teacher import Teacher
 

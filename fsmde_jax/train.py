@@ -28,20 +28,11 @@ from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto import event_pb2
 
-from fsmde_jax import (
-    checkpoints,
-    compiler,
-    evaluate,
-    example,
-    files,
-    fork,
-    sharding,
-    tasks,
-    teacher_targets,
-)
+from fsmde_jax import checkpoints, evaluate, example, files, fork, sharding, tasks, teacher_targets
 from fsmde_jax import config as config_lib
 from fsmde_jax.config import ConfigError
 from fsmde_jax.data import pipeline, prepared
+from fsmde_jax.models.layers import compiler
 from fsmde_jax.state import Model, TrainState, init_state, load_trained, place_model
 
 log = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from fsmde_jax import cli, timing
-from fsmde_jax.models import convolution, winograd
+from fsmde_jax.models.layers import convolution, winograd
 
 REPEATS = 11
 # Images, height, width, channels in and out, kernel, stride; the last decoder block comes last.

@@ -14,7 +14,7 @@ import torch_reference
 from flax import nnx
 from test_vit_dpt import random_image, stage_errors
 
-from fsmde_jax.models.dpt import DPT, DPTConfig
+from fsmde_jax.models.foundation.dpt import DPT, DPTConfig
 from fsmde_jax.models.hub_config import PUBLISHED, foundation_config
 from fsmde_jax.models.weights import load_state_dict_into, table_of
 

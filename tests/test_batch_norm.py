@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from fsmde_jax.models.batch_norm import BatchNorm
+from fsmde_jax.models.layers.batch_norm import BatchNorm
 
 RNG = np.random.default_rng(0)
 

@@ -8,8 +8,8 @@ from flax import nnx
 
 from fsmde_jax.models.binned_depth import expected_depth
 from fsmde_jax.models.bins import BinningHead, Bins, soft_clip
-from fsmde_jax.models.dpt import DPTConfig, DPTOutput
-from fsmde_jax.models.preprocess import Preprocessing
+from fsmde_jax.models.foundation.dpt import DPTConfig, DPTOutput
+from fsmde_jax.models.foundation.preprocess import Preprocessing
 from fsmde_jax.models.teacher import Teacher, relative_depth, soft_bin_logits
 
 RNG = np.random.default_rng(0)

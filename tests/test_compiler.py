@@ -7,7 +7,8 @@ import pytest
 from flax import nnx
 from jax.experimental.compilation_cache import compilation_cache
 
-from fsmde_jax import compiler, export
+from fsmde_jax import export
+from fsmde_jax.models.layers import compiler
 from fsmde_jax.models.student import Student, StudentConfig
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from fsmde_jax.models import winograd
-from fsmde_jax.models.convolution import convolve
+from fsmde_jax.models.layers import winograd
+from fsmde_jax.models.layers.convolution import convolve
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 

@@ -9,7 +9,8 @@ import pytest
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
-from fsmde_jax.models import mini, weights
+from fsmde_jax.models import weights
+from fsmde_jax.models.foundation import mini
 from fsmde_jax.models.hub_config import default_preprocessing, foundation_config, to_json
 
 SMALL = mini.MiniConfig((16, 24), (8, 16, 16), (1, 2), (16, 8))

@@ -9,7 +9,7 @@ from PIL import Image
 from safetensors import safe_open
 from test_resnet import random_images, relative_error
 
-from fsmde_jax.models import mobilenet
+from fsmde_jax.models.encoders import mobilenet
 from fsmde_jax.models.student import ENCODERS, Student, StudentConfig
 from fsmde_jax.models.weights import encoder_table, load_encoder, load_state_dict_into
 

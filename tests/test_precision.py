@@ -12,8 +12,9 @@ from flax import nnx
 
 from fsmde_jax import cross_view, dry_run, metrics, tasks
 from fsmde_jax.losses.objective import DISTILLATION
-from fsmde_jax.models import binned_depth, mobilenet, resnet
-from fsmde_jax.models.resize import resize_bilinear
+from fsmde_jax.models import binned_depth
+from fsmde_jax.models.encoders import mobilenet, resnet
+from fsmde_jax.models.layers.resize import resize_bilinear
 from fsmde_jax.precision import full_precision
 from fsmde_jax.state import Model
 

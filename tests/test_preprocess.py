@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fsmde_jax.models.preprocess import Preprocessing, resize_8bit
+from fsmde_jax.models.foundation.preprocess import Preprocessing, resize_8bit
 
 DEPTH_ANYTHING = {
     "do_resize": True,

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from fsmde_jax.models import resnet
-from fsmde_jax.models.pooling import max_pool_3x3
+from fsmde_jax.models.encoders import resnet
+from fsmde_jax.models.layers.pooling import max_pool_3x3
 from fsmde_jax.models.weights import RESNET_TABLE, load_state_dict_into
 
 SIZES = {

@@ -12,7 +12,7 @@ from fsmde_jax import config as config_lib
 from fsmde_jax.config import ConfigError
 from fsmde_jax.data.world import WorldError
 from fsmde_jax.errors import UserError
-from fsmde_jax.models.mini import MiniConfig
+from fsmde_jax.models.foundation.mini import MiniConfig
 from fsmde_jax.models.weights import SHIPPED, WeightsError, read_foundation_config
 from fsmde_jax.state import Model, TrainState, load_student, load_trained, place_model
 

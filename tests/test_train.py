@@ -37,8 +37,8 @@ from fsmde_jax import (
 from fsmde_jax import config as config_lib
 from fsmde_jax.data import pipeline, prepared
 from fsmde_jax.errors import UserError
-from fsmde_jax.models.conv_norm import ConvNorm
-from fsmde_jax.models.vit import ViT, ViTConfig
+from fsmde_jax.models.foundation.vit import ViT, ViTConfig
+from fsmde_jax.models.layers.conv_norm import ConvNorm
 
 
 @pytest.fixture(scope="module")

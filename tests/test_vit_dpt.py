@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from fsmde_jax.models.dpt import DPT, DPTConfig
+from fsmde_jax.models.foundation.dpt import DPT, DPTConfig
+from fsmde_jax.models.foundation.vit import attend
 from fsmde_jax.models.hub_config import PUBLISHED, foundation_config, to_json
-from fsmde_jax.models.resize import resize_bicubic, resize_bilinear
-from fsmde_jax.models.vit import attend
+from fsmde_jax.models.layers.resize import resize_bicubic, resize_bilinear
 from fsmde_jax.models.weights import load_state_dict_into, table_of
 
 # Largest error over the largest reference value; what float32 leaves, with a factor to spare.

@@ -11,12 +11,13 @@ from flax import nnx
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from fsmde_jax.models import mobilenet, resnet, weights
-from fsmde_jax.models.dpt import DPT, DPTConfig
+from fsmde_jax.models import weights
+from fsmde_jax.models.encoders import mobilenet, resnet
+from fsmde_jax.models.foundation.dpt import DPT, DPTConfig
+from fsmde_jax.models.foundation.mini import MiniConfig
+from fsmde_jax.models.foundation.preprocess import Preprocessing
+from fsmde_jax.models.foundation.vit import ViT
 from fsmde_jax.models.hub_config import default_preprocessing, foundation_config
-from fsmde_jax.models.mini import MiniConfig
-from fsmde_jax.models.preprocess import Preprocessing
-from fsmde_jax.models.vit import ViT
 from fsmde_jax.models.weights import (
     DEPTH_ANYTHING_TABLE,
     DPT_TABLE,

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from fsmde_jax.losses import baselines, cross_interaction, depth, view_relational
 from fsmde_jax.models.binned_depth import DEPTH
-from fsmde_jax.models.resize import resize_bilinear
+from fsmde_jax.models.layers.resize import resize_bilinear
 from fsmde_jax.models.student import StudentOutput
 from fsmde_jax.models.teacher import TeacherOutput
 

@@ -23,7 +23,7 @@ from fsmde_jax.models.binned_depth import (
     depth_of_bins,
     expected_depth,
 )
-from fsmde_jax.models.convolution import convolve
+from fsmde_jax.models.layers.convolution import convolve
 from fsmde_jax.precision import full_precision
 
 

@@ -4,10 +4,10 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from fsmde_jax.models.bit import BiTConfig
-from fsmde_jax.models.dpt import DPTConfig
-from fsmde_jax.models.mini import MiniConfig
-from fsmde_jax.models.preprocess import Preprocessing
+from fsmde_jax.models.foundation.bit import BiTConfig
+from fsmde_jax.models.foundation.dpt import DPTConfig
+from fsmde_jax.models.foundation.mini import MiniConfig
+from fsmde_jax.models.foundation.preprocess import Preprocessing
 
 SUPPORTED = (
     "DPT with a plain ViT (Intel/dpt-large), DPT-Hybrid (Intel/dpt-hybrid-midas), and Depth "

@@ -13,12 +13,12 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, UInt8
 
 from fsmde_jax.errors import UserError
-from fsmde_jax.models import mobilenet, resnet
-from fsmde_jax.models.batch_norm import BatchNorm
 from fsmde_jax.models.binned_depth import DEPTH
 from fsmde_jax.models.bins import BinningHead, Bins
-from fsmde_jax.models.convolution import convolve
-from fsmde_jax.models.resize import resize_bilinear
+from fsmde_jax.models.encoders import mobilenet, resnet
+from fsmde_jax.models.layers.batch_norm import BatchNorm
+from fsmde_jax.models.layers.convolution import convolve
+from fsmde_jax.models.layers.resize import resize_bilinear
 
 # All give features at strides 2, 4, 8, 16 and 32, and know the images of their weights.
 ENCODERS = {

@@ -14,10 +14,10 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, UInt8
 
 from fsmde_jax.models.bins import BinningHead
-from fsmde_jax.models.dpt import DPTConfig, DPTOutput
-from fsmde_jax.models.mini import MiniConfig
-from fsmde_jax.models.preprocess import Preprocessing
-from fsmde_jax.models.resize import resize_bilinear
+from fsmde_jax.models.foundation.dpt import DPTConfig, DPTOutput
+from fsmde_jax.models.foundation.mini import MiniConfig
+from fsmde_jax.models.foundation.preprocess import Preprocessing
+from fsmde_jax.models.layers.resize import resize_bilinear
 
 
 class TeacherOutput(NamedTuple):

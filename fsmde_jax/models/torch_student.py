@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional
 
 from fsmde_jax.models.binned_depth import DEPTH, INVERSE_DEPTH, LOG_DEPTH
-from fsmde_jax.models.resnet import ResNetConfig
+from fsmde_jax.models.encoders.resnet import ResNetConfig
 from fsmde_jax.models.student import Student
 
 

@@ -32,11 +32,11 @@ from safetensors.numpy import save_file
 from fsmde_jax import files
 from fsmde_jax.errors import UserError
 from fsmde_jax.models import hub_config
-from fsmde_jax.models.dpt import DPTConfig
-from fsmde_jax.models.mini import MiniConfig
-from fsmde_jax.models.mobilenet import EFFICIENTNET_LITE0, MobileNet
-from fsmde_jax.models.preprocess import Preprocessing
-from fsmde_jax.models.resnet import ResNet
+from fsmde_jax.models.encoders.mobilenet import EFFICIENTNET_LITE0, MobileNet
+from fsmde_jax.models.encoders.resnet import ResNet
+from fsmde_jax.models.foundation.dpt import DPTConfig
+from fsmde_jax.models.foundation.mini import MiniConfig
+from fsmde_jax.models.foundation.preprocess import Preprocessing
 
 
 class WeightsError(UserError):

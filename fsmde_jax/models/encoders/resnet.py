@@ -8,8 +8,8 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
-from fsmde_jax.models.conv_norm import ConvNorm
-from fsmde_jax.models.pooling import max_pool_3x3
+from fsmde_jax.models.layers.conv_norm import ConvNorm
+from fsmde_jax.models.layers.pooling import max_pool_3x3
 
 
 @dataclasses.dataclass(frozen=True)

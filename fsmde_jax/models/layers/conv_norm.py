@@ -5,8 +5,8 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
-from fsmde_jax.models.batch_norm import BatchNorm
-from fsmde_jax.models.convolution import convolve
+from fsmde_jax.models.layers.batch_norm import BatchNorm
+from fsmde_jax.models.layers.convolution import convolve
 
 _kaiming = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
 # jax counts all channels as what one channel's kernel feeds; what it reads is counted right.

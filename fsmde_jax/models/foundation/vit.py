@@ -8,7 +8,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from fsmde_jax.models.resize import resize_bicubic, resize_bilinear
+from fsmde_jax.models.layers.resize import resize_bicubic, resize_bilinear
 
 _init = nnx.initializers.truncated_normal(0.02)
 _STRIP_SCORES = 1_250_000  # of queries times keys, 5 MB, that stay in a CPU's caches

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from fsmde_jax.models import winograd
+from fsmde_jax.models.layers import winograd
 
 
 def convolve(

@@ -13,9 +13,9 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from fsmde_jax.models.bit import BiT, BiTConfig
-from fsmde_jax.models.dpt_layers import DepthHead, Fusion, Reassemble
-from fsmde_jax.models.vit import ViT, ViTConfig
+from fsmde_jax.models.foundation.bit import BiT, BiTConfig
+from fsmde_jax.models.foundation.dpt_layers import DepthHead, Fusion, Reassemble
+from fsmde_jax.models.foundation.vit import ViT, ViTConfig
 
 _kaiming = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
 

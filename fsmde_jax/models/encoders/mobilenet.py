@@ -16,7 +16,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
-from fsmde_jax.models.conv_norm import ConvNorm
+from fsmde_jax.models.layers.conv_norm import ConvNorm
 
 
 class Stage(NamedTuple):

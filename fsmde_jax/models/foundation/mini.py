@@ -13,8 +13,8 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from fsmde_jax.models.dpt import DPTOutput
-from fsmde_jax.models.resize import resize_bilinear
+from fsmde_jax.models.foundation.dpt import DPTOutput
+from fsmde_jax.models.layers.resize import resize_bilinear
 
 _kaiming = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
 _LOG_RANGE = (-9.0, 5.0)  # of the prediction: more than any depth needs

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
-from fsmde_jax.models.resize import keys_kernel
+from fsmde_jax.models.layers.resize import keys_kernel
 from fsmde_jax.precision import full_precision
 
 # Pillow's numbers of its filters.

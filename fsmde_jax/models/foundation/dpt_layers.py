@@ -8,8 +8,8 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from fsmde_jax.models.convolution import convolve
-from fsmde_jax.models.resize import resize_bilinear
+from fsmde_jax.models.layers.convolution import convolve
+from fsmde_jax.models.layers.resize import resize_bilinear
 
 _conv = functools.partial(nnx.Conv, conv_general_dilated=convolve)
 _kaiming = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
