@@ -17,8 +17,8 @@ taught by the shipped model of the miniature world; minutes on two CPU cores. Fo
 import pathlib
 import runpy
 
-from fsmde_jax import arms
 from fsmde_jax.config import default_config
+from fsmde_jax.losses import arms
 
 
 def get_config(variant: str = ""):

@@ -5,14 +5,14 @@
 Renders streets, prepares them, trains the binning head of the shipped relative-depth teacher on
 LiDAR, distils both into a tiny student and measures that on unseen streets.
 
-Other objectives of `fsmde_jax/arms.py` by name, here with the head that the first run trained:
+Other objectives of `fsmde_jax/losses/arms.py` by name, here with the head that the first run trained:
 
     python -m fsmde_jax.main --config=configs/demo.py:feature \
         --config.teacher.head_weights=runs/demo/teacher_head
 """
 
-from fsmde_jax import arms
 from fsmde_jax.config import default_config
+from fsmde_jax.losses import arms
 
 
 def get_config(arm: str = ""):

@@ -14,7 +14,7 @@ takes over the five that are there; its report replaces the other until that is 
 `configs/study_demo.py:smoke` tries that path: two arms, two trials, one seed, a few steps.
 """
 
-from fsmde_jax.arms import ARMS
+from fsmde_jax.losses.arms import ARMS
 from fsmde_jax.losses.objective import DISTILLATION
 from fsmde_jax.study_plan import default_study
 

@@ -8,9 +8,9 @@ from flax import nnx
 from test_train import read_metrics
 from tiny_run import prepare_recording, tiny_config
 
-from fsmde_jax import arms, checkpoints, evaluate, state, tasks, train
+from fsmde_jax import checkpoints, evaluate, state, tasks, train
 from fsmde_jax.config import default_config
-from fsmde_jax.losses import baselines
+from fsmde_jax.losses import arms, baselines
 from fsmde_jax.losses.objective import DISTILLATION, targets_of
 from fsmde_jax.losses.view_relational import pool_tokens
 from fsmde_jax.models.teacher import TeacherOutput

@@ -9,7 +9,7 @@ from tiny_run import tiny_config
 
 from fsmde_jax import config as config_lib
 from fsmde_jax import dry_run, sharding
-from fsmde_jax.arms import ARMS
+from fsmde_jax.losses.arms import ARMS
 from fsmde_jax.losses.objective import DISTILLATION
 
 ROOT = pathlib.Path(__file__).parents[1]
