@@ -18,7 +18,7 @@ minutes on two CPU cores. For the frames in RAW:
 import pathlib
 import runpy
 
-from fsmde_jax.data import nuscenes
+from fsmde_jax.data.readers import nuscenes
 
 
 def get_config(variant: str = ""):

@@ -41,8 +41,8 @@ from scipy.spatial import cKDTree
 from scipy.stats import spearmanr
 
 from fsmde_jax import rig, visualize
-from fsmde_jax.data import recording
-from fsmde_jax.data.recording import Camera, RecordingError, Sample
+from fsmde_jax.data.readers import recording
+from fsmde_jax.data.readers.recording import Camera, RecordingError, Sample
 from fsmde_jax.errors import UserError
 
 SCENES, FRAMES = 6, 3  # looked at, evenly spaced; frames of each scene

@@ -41,8 +41,9 @@ from tensorflow_datasets.proto import tf_example_pb2
 from tqdm import tqdm
 
 from fsmde_jax import cli, files
-from fsmde_jax.data import dgp, nuscenes, prepared, rig_folder
-from fsmde_jax.data.recording import RecordingError
+from fsmde_jax.data import prepared
+from fsmde_jax.data.readers import dgp, nuscenes, rig_folder
+from fsmde_jax.data.readers.recording import RecordingError
 from fsmde_jax.errors import UserError
 
 # Which module reads the recordings of a dataset.

@@ -11,7 +11,7 @@ from matplotlib.patches import Wedge
 from PIL import Image
 
 from fsmde_jax import files, rig
-from fsmde_jax.data.recording import Camera
+from fsmde_jax.data.readers.recording import Camera
 from fsmde_jax.point_cloud import PointCloud
 
 COLOUR_MAP = "turbo_r"  # near is red, far is blue

@@ -9,7 +9,7 @@ import rig_faults
 from PIL import Image
 
 from fsmde_jax import check_rig, prepare
-from fsmde_jax.data import dgp, nuscenes, rig_folder
+from fsmde_jax.data.readers import dgp, nuscenes, rig_folder
 
 REPOSITORY = Path(__file__).parents[1]
 SPLITS = ("train", "val")

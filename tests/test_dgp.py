@@ -5,8 +5,8 @@ import dgp_fixture
 import numpy as np
 import pytest
 
-from fsmde_jax.data import dgp, recording
-from fsmde_jax.data.recording import RecordingError
+from fsmde_jax.data.readers import dgp, recording
+from fsmde_jax.data.readers.recording import RecordingError
 
 
 @pytest.fixture

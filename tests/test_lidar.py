@@ -2,7 +2,8 @@ import json
 
 import numpy as np
 
-from fsmde_jax.data import dgp, lidar, recording
+from fsmde_jax.data import lidar
+from fsmde_jax.data.readers import dgp, recording
 
 
 def rotate(q, v):

@@ -21,8 +21,9 @@ from scipy.spatial.transform import Rotation
 from fsmde_jax import evaluate, sharding
 from fsmde_jax import prepare as prepare_module
 from fsmde_jax.config import default_config
-from fsmde_jax.data import dgp, lidar, nuscenes, pipeline, prepared, recording
-from fsmde_jax.data.recording import RecordingError
+from fsmde_jax.data import lidar, pipeline, prepared
+from fsmde_jax.data.readers import dgp, nuscenes, recording
+from fsmde_jax.data.readers.recording import RecordingError
 from fsmde_jax.data.world import WorldConfig, write_world
 from fsmde_jax.data.world.nuscenes_layout import CHANNELS, VERSION, write_nuscenes
 from fsmde_jax.errors import UserError

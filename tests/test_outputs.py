@@ -11,7 +11,8 @@ from test_sparsification import report
 
 from fsmde_jax import benchmark, check_rig, compare, evaluate, files, results, study_report
 from fsmde_jax.config import default_config
-from fsmde_jax.data import dgp, teacher_cache
+from fsmde_jax.data import teacher_cache
+from fsmde_jax.data.readers import dgp
 from fsmde_jax.errors import UserError
 from fsmde_jax.predictions import Predictions
 

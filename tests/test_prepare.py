@@ -23,9 +23,10 @@ from PIL import Image
 import fsmde_jax
 from fsmde_jax import prepare as prepare_module
 from fsmde_jax import rig
-from fsmde_jax.data import dgp, lidar, prepared, recording
+from fsmde_jax.data import lidar, prepared
 from fsmde_jax.data.prepared import PreparedSplit
-from fsmde_jax.data.recording import RecordingError
+from fsmde_jax.data.readers import dgp, recording
+from fsmde_jax.data.readers.recording import RecordingError
 from fsmde_jax.errors import UserError
 from fsmde_jax.prepare import PrepareError, prepare
 

@@ -24,7 +24,8 @@ from tiny_run import tiny_config
 from fsmde_jax import config as config_lib
 from fsmde_jax import evaluate, metrics, prepare, protocols, scoring, sharding, tasks
 from fsmde_jax.config import ConfigError
-from fsmde_jax.data import dgp, lidar, pipeline, prepared
+from fsmde_jax.data import lidar, pipeline, prepared
+from fsmde_jax.data.readers import dgp
 from fsmde_jax.predictions import Predictions
 
 PROTOCOLS = ("ssdepth", "vfdepth", "packnet")  # surrounddepth is ssdepth of mirrored predictions

@@ -11,8 +11,9 @@ from PIL import Image
 
 from fsmde_jax import sharding
 from fsmde_jax.config import ConfigError, default_config
-from fsmde_jax.data import dgp, pipeline, prepared, recording, rig_folder
-from fsmde_jax.data.recording import Lidar, RecordingError
+from fsmde_jax.data import pipeline, prepared
+from fsmde_jax.data.readers import dgp, recording, rig_folder
+from fsmde_jax.data.readers.recording import Lidar, RecordingError
 from fsmde_jax.data.world import WorldConfig, rig_layout, write_world
 from fsmde_jax.prepare import PrepareError, prepare
 

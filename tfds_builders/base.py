@@ -13,7 +13,8 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from fsmde_jax import rig
-from fsmde_jax.data import lidar, prepared, recording
+from fsmde_jax.data import lidar, prepared
+from fsmde_jax.data.readers import recording
 
 Example = dict[str, Any]
 _JPEG_QUALITY = 95

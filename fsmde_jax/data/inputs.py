@@ -21,8 +21,9 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from fsmde_jax import example, prepare, rig
-from fsmde_jax.data import photos, pipeline, prepared, recording
-from fsmde_jax.data.recording import RecordingError
+from fsmde_jax.data import photos, pipeline, prepared
+from fsmde_jax.data.readers import recording
+from fsmde_jax.data.readers.recording import RecordingError
 from fsmde_jax.errors import UserError
 
 ASPECT_TOLERANCE = 0.1

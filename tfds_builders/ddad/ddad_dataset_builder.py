@@ -1,6 +1,7 @@
 """DDAD and other recordings in the DGP layout."""
 
-from fsmde_jax.data import dgp, prepared
+from fsmde_jax.data import prepared
+from fsmde_jax.data.readers import dgp
 from tfds_builders import base
 
 

@@ -5,7 +5,8 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from fsmde_jax.data import nuscenes, prepared, recording
+from fsmde_jax.data import prepared
+from fsmde_jax.data.readers import nuscenes, recording
 from tfds_builders import base
 
 

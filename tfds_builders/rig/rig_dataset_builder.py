@@ -1,6 +1,7 @@
 """A user's own rig, from a folder that holds rig.json."""
 
-from fsmde_jax.data import prepared, rig_folder
+from fsmde_jax.data import prepared
+from fsmde_jax.data.readers import rig_folder
 from tfds_builders import base
 
 

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import numpy as np
 
-from fsmde_jax.data import dgp, prepared, recording
-from fsmde_jax.data.recording import RecordingError
+from fsmde_jax.data import prepared
+from fsmde_jax.data.readers import dgp, recording
+from fsmde_jax.data.readers.recording import RecordingError
 from tfds_builders import base
 from tfds_builders.ddad import ddad_dataset_builder as ddad
 

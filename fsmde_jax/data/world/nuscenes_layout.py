@@ -17,7 +17,7 @@ import numpy as np
 import PIL.Image
 from jaxtyping import Float
 
-from fsmde_jax.data import dgp, nuscenes, recording
+from fsmde_jax.data.readers import dgp, nuscenes, recording
 from fsmde_jax.data.world.meshes import rotation
 from fsmde_jax.data.world.sensors import MOUNTS, pose
 from fsmde_jax.data.world.writer import quaternion

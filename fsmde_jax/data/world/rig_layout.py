@@ -1,4 +1,4 @@
-"""A world on disk, written again as the folder of an own rig (`fsmde_jax.data.rig_folder`)."""
+"""A world on disk, written again as the folder of an own rig (`fsmde_jax.data.readers.rig_folder`)."""
 
 import json
 import pathlib
@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from fsmde_jax import files
-from fsmde_jax.data import dgp
-from fsmde_jax.data.recording import Sample
-from fsmde_jax.data.rig_folder import LIDAR_DIR, POSES_FILE, RIG_FILE
+from fsmde_jax.data.readers import dgp
+from fsmde_jax.data.readers.recording import Sample
+from fsmde_jax.data.readers.rig_folder import LIDAR_DIR, POSES_FILE, RIG_FILE
 from fsmde_jax.errors import UserError
 
 

@@ -28,7 +28,7 @@ from jaxtyping import Float
 from PIL import Image
 
 from fsmde_jax import files
-from fsmde_jax.data.recording import (
+from fsmde_jax.data.readers.recording import (
     Camera,
     Lidar,
     RecordingError,

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from fsmde_jax.data.recording import (
+from fsmde_jax.data.readers.recording import (
     Camera,
     Lidar,
     RecordingError,

@@ -30,8 +30,8 @@ from jaxtyping import Float
 from tqdm import tqdm
 
 from fsmde_jax import files
-from fsmde_jax.data import recording
-from fsmde_jax.data.recording import Camera, Frame, Lidar, RecordingError, Sample
+from fsmde_jax.data.readers import recording
+from fsmde_jax.data.readers.recording import Camera, Frame, Lidar, RecordingError, Sample
 
 LIDAR = "LIDAR_TOP"
 # Ring order, counter-clockwise from the front.
