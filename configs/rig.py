@@ -1,6 +1,6 @@
 """An own rig (tfds_builders/rig/README.md); as it stands for the miniature one, minutes on a CPU.
 
-    python -m fsmde_jax.data.world --out=rig_raw --layout=rig
+    python -m fsmde_jax.world --out=rig_raw --layout=rig
     python -m fsmde_jax.prepare --dataset=rig --source=rig_raw --data_dir=data --image_size=96x160
     python -m fsmde_jax.main --config=configs/rig.py
 

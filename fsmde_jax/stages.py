@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 from fsmde_jax import checkpoints, cli, prepare, tasks, train
 from fsmde_jax.config import HEAD_FOLDER, validate
 from fsmde_jax.data import prepared
-from fsmde_jax.data.world import WorldConfig, write_world
+from fsmde_jax.world import WorldConfig, write_world
 
 log = logging.getLogger(__name__)
 

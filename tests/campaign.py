@@ -115,7 +115,7 @@ JOBS = {
     for job in (
         Job(
             "world",
-            ("-m", "fsmde_jax.data.world", "--out={out}/world", "--train_scenes=6",
+            ("-m", "fsmde_jax.world", "--out={out}/world", "--train_scenes=6",
              "--val_scenes=2", "--samples_per_scene=1"),
             "",
             (),
@@ -124,7 +124,7 @@ JOBS = {
         ),
         Job(
             "rig world",
-            ("-m", "fsmde_jax.data.world", "--out={out}/world", "--train_scenes=3",
+            ("-m", "fsmde_jax.world", "--out={out}/world", "--train_scenes=3",
              "--val_scenes=1", "--samples_per_scene=1", "--layout=rig"),
             "",
             (),

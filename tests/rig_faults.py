@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fsmde_jax.data.world import WorldConfig, rig_layout, write_world
+from fsmde_jax.world import WorldConfig, rig_layout, write_world
 
 Rig = dict
 Plant = Callable[[Path], object]

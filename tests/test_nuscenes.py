@@ -24,10 +24,10 @@ from fsmde_jax.config import default_config
 from fsmde_jax.data import lidar, pipeline, prepared
 from fsmde_jax.data.readers import dgp, nuscenes, recording
 from fsmde_jax.data.readers.recording import RecordingError
-from fsmde_jax.data.world import WorldConfig, write_world
-from fsmde_jax.data.world.nuscenes_layout import CHANNELS, VERSION, write_nuscenes
 from fsmde_jax.errors import UserError
 from fsmde_jax.prepare import PrepareError, prepare
+from fsmde_jax.world import WorldConfig, write_world
+from fsmde_jax.world.nuscenes_layout import CHANNELS, VERSION, write_nuscenes
 
 REPOSITORY = Path(__file__).parents[1]
 SIZE = (50, 80)

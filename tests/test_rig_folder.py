@@ -14,8 +14,8 @@ from fsmde_jax.config import ConfigError, default_config
 from fsmde_jax.data import pipeline, prepared
 from fsmde_jax.data.readers import dgp, recording, rig_folder
 from fsmde_jax.data.readers.recording import Lidar, RecordingError
-from fsmde_jax.data.world import WorldConfig, rig_layout, write_world
 from fsmde_jax.prepare import PrepareError, prepare
+from fsmde_jax.world import WorldConfig, rig_layout, write_world
 
 REPOSITORY = Path(__file__).parents[1]
 HEIGHT, WIDTH = 24, 40
@@ -413,7 +413,7 @@ def test_the_world_as_a_rig_has_the_same_samples(tmp_path):
 
 def test_the_command_writes_a_rig_whole_or_refuses(tmp_path):
     """It goes on after a full disk, for which a limit on the size of files stands."""
-    command = [sys.executable, "-m", "fsmde_jax.data.world", "--layout=rig",
+    command = [sys.executable, "-m", "fsmde_jax.world", "--layout=rig",
                f"--out={tmp_path / 'raw'}", "--train_scenes=1", "--val_scenes=1",
                "--samples_per_scene=1"]  # fmt: skip
 

@@ -18,8 +18,8 @@ import pytest
 from fsmde_jax import cli, files, stages
 from fsmde_jax.config import default_config
 from fsmde_jax.data import prepared
-from fsmde_jax.data.world import WorldConfig, layouts, write_world, writer
 from fsmde_jax.errors import UserError
+from fsmde_jax.world import WorldConfig, layouts, write_world, writer
 
 CAMERAS = ["CAMERA_01", "CAMERA_05", "CAMERA_07", "CAMERA_09", "CAMERA_08", "CAMERA_06"]
 CONFIG = WorldConfig(
@@ -176,7 +176,7 @@ def test_kill_9_leaves_no_workers_and_the_next_run_works_at_once(tmp_path: pathl
     config = WorldConfig(train_scenes=2, val_scenes=0, samples_per_scene=1, height=20, width=32)
     script, out = tmp_path / "script.py", tmp_path / "world"
     script.write_text(
-        "import pathlib\nfrom fsmde_jax.data.world import WorldConfig, write_world\n"
+        "import pathlib\nfrom fsmde_jax.world import WorldConfig, write_world\n"
         f"if __name__ == '__main__':\n    write_world({config!r}, pathlib.Path({str(out)!r}), 2)\n"
     )
     cli = subprocess.Popen([sys.executable, script], stderr=subprocess.DEVNULL)

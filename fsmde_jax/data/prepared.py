@@ -193,7 +193,7 @@ def raw_data_help(dataset: str) -> str:
     if dataset == "world":
         return (
             "The miniature world is written by `python -m fsmde_jax.main --config=configs/demo.py` "
-            "or by `python -m fsmde_jax.data.world --out=RAW`."
+            "or by `python -m fsmde_jax.world --out=RAW`."
         )
     if dataset == "nuscenes":
         return (
@@ -204,7 +204,7 @@ def raw_data_help(dataset: str) -> str:
     if dataset == "rig":
         return (
             "RAW is a folder with rig.json, as tfds_builders/rig/README.md describes it; for a "
-            "miniature one: python -m fsmde_jax.data.world --out=RAW --layout=rig"
+            "miniature one: python -m fsmde_jax.world --out=RAW --layout=rig"
         )
     return (
         "Download the DDAD train+val archive (ddad_train_val, 257 GB, CC BY-NC-SA 4.0) from the "

@@ -5,9 +5,9 @@ import dataclasses
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
-from fsmde_jax.data.world import render
-from fsmde_jax.data.world.meshes import Material, rotation
-from fsmde_jax.data.world.street import Street
+from fsmde_jax.world import render
+from fsmde_jax.world.meshes import Material, rotation
+from fsmde_jax.world.street import Street
 
 LIDAR = "LIDAR"
 _REAL_WIDTH_PX = 1936.0

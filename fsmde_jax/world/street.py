@@ -5,10 +5,10 @@ import dataclasses
 import numpy as np
 from jaxtyping import Float
 
-from fsmde_jax.data.world import objects
-from fsmde_jax.data.world.buildings import building
-from fsmde_jax.data.world.meshes import Material, Mesh, box, ellipsoid, merge, quads
-from fsmde_jax.data.world.terrain import KERB_M, Plan, Terrain, draw_plan
+from fsmde_jax.world import objects
+from fsmde_jax.world.buildings import building
+from fsmde_jax.world.meshes import Material, Mesh, box, ellipsoid, merge, quads
+from fsmde_jax.world.terrain import KERB_M, Plan, Terrain, draw_plan
 
 _LEAVES = 330
 

@@ -18,10 +18,10 @@ import PIL.Image
 from jaxtyping import Float
 
 from fsmde_jax.data.readers import dgp, nuscenes, recording
-from fsmde_jax.data.world.meshes import rotation
-from fsmde_jax.data.world.sensors import MOUNTS, pose
-from fsmde_jax.data.world.writer import quaternion
 from fsmde_jax.errors import UserError
+from fsmde_jax.world.meshes import rotation
+from fsmde_jax.world.sensors import MOUNTS, pose
+from fsmde_jax.world.writer import quaternion
 
 VERSION = "v1.0-trainval"  # its lists of scenes have room for a world
 # Both in ring order from the front.

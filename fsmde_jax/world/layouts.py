@@ -5,9 +5,9 @@ import pathlib
 from typing import Any
 
 from fsmde_jax import files
-from fsmde_jax.data.world.nuscenes_layout import write_nuscenes
-from fsmde_jax.data.world.rig_layout import write_rig
-from fsmde_jax.data.world.writer import CONFIG_FILE, WorldConfig, write_world
+from fsmde_jax.world.nuscenes_layout import write_nuscenes
+from fsmde_jax.world.rig_layout import write_rig
+from fsmde_jax.world.writer import CONFIG_FILE, WorldConfig, write_world
 
 # How a world in the DGP layout is written again in another one.
 WRITERS = {"nuscenes": write_nuscenes, "rig": write_rig}

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 from jaxtyping import Float
 
-from fsmde_jax.data.world.meshes import (
+from fsmde_jax.world.meshes import (
     Material,
     Mesh,
     box,

@@ -10,7 +10,7 @@ import dataclasses
 import numpy as np
 from jaxtyping import Float
 
-from fsmde_jax.data.world.meshes import Material, Mesh, merge, quads, rotation
+from fsmde_jax.world.meshes import Material, Mesh, merge, quads, rotation
 
 KERB_M = 0.14
 _ROW_STEP_M = 3.0

@@ -8,9 +8,9 @@ from embreex import rtcore, rtcore_scene
 from embreex.mesh_construction import TriangleMesh
 from jaxtyping import Bool, Float, Int, Shaped
 
-from fsmde_jax.data.world import shading
-from fsmde_jax.data.world.meshes import Material, Mesh, merge
-from fsmde_jax.data.world.street import Light, Mover, Street
+from fsmde_jax.world import shading
+from fsmde_jax.world.meshes import Material, Mesh, merge
+from fsmde_jax.world.street import Light, Mover, Street
 
 _MOVERS_SEEN_M = 130.0
 

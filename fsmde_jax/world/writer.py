@@ -19,20 +19,12 @@ import tqdm
 from jaxtyping import Float
 
 from fsmde_jax import cli, files
-from fsmde_jax.data.world.meshes import rotation
-from fsmde_jax.data.world.objects import CAR_PAINTS, ego_car
-from fsmde_jax.data.world.render import World
-from fsmde_jax.data.world.sensors import (
-    LIDAR,
-    Camera,
-    Drive,
-    draw_rig,
-    pose,
-    sweep_lidar,
-    take_picture,
-)
-from fsmde_jax.data.world.street import build_street
 from fsmde_jax.errors import UserError
+from fsmde_jax.world.meshes import rotation
+from fsmde_jax.world.objects import CAR_PAINTS, ego_car
+from fsmde_jax.world.render import World
+from fsmde_jax.world.sensors import LIDAR, Camera, Drive, draw_rig, pose, sweep_lidar, take_picture
+from fsmde_jax.world.street import build_street
 
 CONFIG_FILE = "world_config.json"
 DATASET_FILE = "world.json"

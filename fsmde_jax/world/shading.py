@@ -10,9 +10,9 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import Float, Int
 
-from fsmde_jax.data.world import textures
-from fsmde_jax.data.world.meshes import Material
-from fsmde_jax.data.world.street import Light, Street
+from fsmde_jax.world import textures
+from fsmde_jax.world.meshes import Material
+from fsmde_jax.world.street import Light, Street
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,6 +12,6 @@ not tried: the shading here needs no light transport. A 320 x 200 image takes ab
 core, its share of the layout, the LiDAR and the files included.
 """
 
-from fsmde_jax.data.world.writer import WorldConfig, WorldError, write_world
+from fsmde_jax.world.writer import WorldConfig, WorldError, write_world
 
 __all__ = ["WorldConfig", "WorldError", "write_world"]

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 from jaxtyping import Float
 
-from fsmde_jax.data.world.meshes import Material, Mesh, box, boxes, merge, quads, soup
+from fsmde_jax.world.meshes import Material, Mesh, box, boxes, merge, quads, soup
 
 WALLS = np.array(
     [[0.35, 0.13, 0.08], [0.45, 0.3, 0.2], [0.55, 0.5, 0.42], [0.62, 0.6, 0.56], [0.3, 0.28, 0.26],

@@ -1,4 +1,4 @@
-"""Writes a miniature world: `python -m fsmde_jax.data.world --out=RAW --layout=rig`.
+"""Writes a miniature world: `python -m fsmde_jax.world --out=RAW --layout=rig`.
 
 Run again after an interruption, it goes on where it stopped.
 """
@@ -8,9 +8,9 @@ import pathlib
 from absl import app, flags
 
 from fsmde_jax import cli
-from fsmde_jax.data.world.layouts import WRITERS, write_as
-from fsmde_jax.data.world.writer import WorldConfig, write_world
 from fsmde_jax.errors import UserError
+from fsmde_jax.world.layouts import WRITERS, write_as
+from fsmde_jax.world.writer import WorldConfig, write_world
 
 OUT = flags.DEFINE_string("out", None, "The folder to make.", required=True)
 LAYOUT = flags.DEFINE_enum(
