@@ -180,7 +180,7 @@ def _data() -> ConfigDict:
     data.eval_batch_size = 8
     data.min_depth_m = 0.1
     data.max_depth_m = 200.0
-    # Folder of self-occlusion masks (fsmde_jax/masks.py): LiDAR on the own car does not supervise,
+    # Folder of self-occlusion masks (fsmde_jax/data/masks.py): LiDAR on the own car does not supervise,
     # nor does what is outside of the depth range. "": none. Evaluation has masks of its own.
     data.masks = ""
     data.points_per_image = 8192  # LiDAR points drawn at random for training; evaluation uses all
@@ -338,7 +338,7 @@ def _evaluation() -> ConfigDict:
     # How predictions meet the truth: "metric", "median_image", "median_camera" or "affine".
     evaluation.scaling = "metric"
     evaluation.max_depth_m = 0.0  # where the evaluated range ends; 0: data.max_depth_m
-    # Folder of self-occlusion masks, "estimate" (fsmde_jax/masks.py), or "" for none.
+    # Folder of self-occlusion masks, "estimate" (fsmde_jax/data/masks.py), or "" for none.
     evaluation.masks = ""
     # Average disparity with the mirror image's, where the protocol leaves that open ("packnet").
     evaluation.flip_average = False
@@ -403,7 +403,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
     if data.masks and not pathlib.Path(data.masks).is_dir():
         raise ConfigError(
             f"config.data.masks={data.masks!r} is no folder of self-occlusion masks "
-            "(fsmde_jax/masks.py); '' trains without"
+            "(fsmde_jax/data/masks.py); '' trains without"
         )
     if data.zoom < 1:
         raise ConfigError(f"config.data.zoom={data.zoom} must be at least 1, which is none")

@@ -27,7 +27,7 @@ from fsmde_jax import cli, files, metrics, protocols, results, sharding, tasks, 
 from fsmde_jax import config as config_lib
 from fsmde_jax.config import ConfigError
 from fsmde_jax.data import lidar, pipeline
-from fsmde_jax.masks import ESTIMATE, Masks
+from fsmde_jax.data.masks import ESTIMATE, Masks
 from fsmde_jax.predictions import Predictions
 from fsmde_jax.scoring import Predictor, Scorer, limits_m, max_depth_m, truth_of, whole_pools
 from fsmde_jax.state import Model, TrainState, load_trained, place_model

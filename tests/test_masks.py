@@ -9,7 +9,7 @@ from PIL import Image
 
 from fsmde_jax import prepare
 from fsmde_jax.data import prepared
-from fsmde_jax.masks import MIN_SAMPLES, SQUARE_PX, MaskError, Masks
+from fsmde_jax.data.masks import MIN_SAMPLES, SQUARE_PX, MaskError, Masks
 
 HEIGHT, WIDTH = 40, 60
 OWN_CAR = np.zeros((HEIGHT, WIDTH), bool)

@@ -28,8 +28,8 @@ from ml_collections import ConfigDict
 from fsmde_jax import files, rig
 from fsmde_jax.config import ConfigError
 from fsmde_jax.data import augment, lidar, prepared
+from fsmde_jax.data.masks import Masks
 from fsmde_jax.data.teacher_cache import TeacherCache
-from fsmde_jax.masks import Masks
 
 Sample = dict[str, np.ndarray]
 # Fields of a prepared sample that not every job asks for, and what a batch calls them.
