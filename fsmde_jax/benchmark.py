@@ -32,24 +32,14 @@ from absl import flags
 from flax import nnx
 from ml_collections import ConfigDict, config_flags
 
-from fsmde_jax import (
-    benchmark_teachers,
-    cli,
-    dry_run,
-    export,
-    files,
-    sharding,
-    tasks,
-    teacher_targets,
-    timing,
-    train,
-)
+from fsmde_jax import benchmark_teachers, cli, dry_run, export, files, tasks, timing, train
 from fsmde_jax.data import pipeline, prepared
 from fsmde_jax.errors import UserError
 from fsmde_jax.losses.objective import DISTILLATION
 from fsmde_jax.models.encoders.resnet import ResNet
 from fsmde_jax.models.layers import compiler
-from fsmde_jax.state import Model, init_state, place_model
+from fsmde_jax.run import sharding, teacher_outputs
+from fsmde_jax.run.state import Model, init_state, place_model
 
 Rows = list[dict[str, Any]]
 GIGA, MIB = 1e9, 2.0**20
@@ -325,7 +315,7 @@ def input_rate(config: ConfigDict, samples: int = 200) -> Rows:
     mesh, stored = sharding.make_mesh(config.mesh), None
     if config.teacher.source == "cached":
         model = Model(tasks.make_task(config), config.seed)
-        stored = teacher_targets.open_cache(config, model, place_model(config, model, mesh)[2])
+        stored = teacher_outputs.open_cache(config, model, place_model(config, model, mesh)[2])
     batches = pipeline.train_batches(
         data,
         config.seed,

@@ -12,10 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from fsmde_jax import sharding, timing
+from fsmde_jax import timing
 from fsmde_jax.config import default_config
 from fsmde_jax.models import hub_config, weights
 from fsmde_jax.models.foundation.dpt import DPT, DPTConfig
+from fsmde_jax.run import sharding
 
 MIB = 2.0**20
 

@@ -21,10 +21,11 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict, config_flags
 from tqdm import tqdm
 
-from fsmde_jax import cli, sharding, stages, tasks, teacher_targets
+from fsmde_jax import cli, stages, tasks
 from fsmde_jax import config as config_lib
 from fsmde_jax.data import pipeline, teacher_cache
-from fsmde_jax.state import Model, place_model
+from fsmde_jax.run import sharding, teacher_outputs
+from fsmde_jax.run.state import Model, place_model
 
 # A stored root is off by at most half a step, so a probability by 2 x 0.5 / 255; the devices'
 # rounding may move it by one step more.
@@ -44,11 +45,11 @@ class Runner:
                 "config.objective has no term that needs a teacher: there is nothing to store"
             )
         _, self.teacher_state, name = place_model(config, self.model, self.mesh)
-        self.about = teacher_targets.describe(config, self.model, name)
+        self.about = teacher_outputs.describe(config, self.model, name)
         self.directory = teacher_cache.directory_of(config)
 
         def run(teacher_state, batch):
-            encoded = teacher_targets.encode(config, self.model, teacher_state, batch)
+            encoded = teacher_outputs.encode(config, self.model, teacher_state, batch)
             return encoded, batch["sample_index"]
 
         self._run = jax.jit(run, out_shardings=sharding.replicated(self.mesh))
@@ -115,7 +116,7 @@ def verify(config: ConfigDict, count: int) -> None:
     Raises `TeacherCacheError` where anything differs.
     """
     runner = Runner(config)
-    command = teacher_targets.command(config)
+    command = teacher_outputs.command(config)
     teacher_cache.check(runner.directory, runner.about, command)
     if damaged := teacher_cache.damaged_files(runner.directory):
         raise teacher_cache.TeacherCacheError(

@@ -14,11 +14,12 @@ from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from fsmde_jax import sharding, tasks, teacher_targets
+from fsmde_jax import tasks
 from fsmde_jax.config import ConfigError
 from fsmde_jax.data import pipeline
 from fsmde_jax.models import hub_config
-from fsmde_jax.state import Model, init_state
+from fsmde_jax.run import sharding, teacher_outputs
+from fsmde_jax.run.state import Model, init_state
 from fsmde_jax.train import make_optimizer, make_train_step
 
 GIB = 2.0**30
@@ -85,7 +86,7 @@ def batch_shapes(
         fields["dense_depth_m"] = ((b, n, height, width), jnp.float32)
     batch = {name: jax.ShapeDtypeStruct(*field) for name, field in fields.items()}
     if config.teacher.source == "cached" and model.teacher_graphdef:
-        encode = functools.partial(teacher_targets.encode, config, model)
+        encode = functools.partial(teacher_outputs.encode, config, model)
         batch |= jax.eval_shape(encode, model.teacher_state, batch)
     return batch
 

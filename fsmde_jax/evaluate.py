@@ -23,14 +23,15 @@ from jaxtyping import Array, UInt8
 from ml_collections import ConfigDict, config_flags
 from tqdm import tqdm
 
-from fsmde_jax import cli, files, metrics, protocols, results, sharding, tasks, visualize
+from fsmde_jax import cli, files, metrics, protocols, results, tasks, visualize
 from fsmde_jax import config as config_lib
 from fsmde_jax.config import ConfigError
 from fsmde_jax.data import lidar, pipeline
 from fsmde_jax.data.masks import ESTIMATE, Masks
 from fsmde_jax.predictions import Predictions
+from fsmde_jax.run import sharding
+from fsmde_jax.run.state import Model, TrainState, load_trained, place_model
 from fsmde_jax.scoring import Predictor, Scorer, limits_m, max_depth_m, truth_of, whole_pools
-from fsmde_jax.state import Model, TrainState, load_trained, place_model
 from fsmde_jax.trivial import trivial_depth
 
 # A metric prediction this many times too large or small (median) has another unit.

@@ -24,9 +24,10 @@ from flax import nnx
 from jaxtyping import Array, Float, UInt8
 from ml_collections import ConfigDict
 
-from fsmde_jax import checkpoints, cli, example, files, state
+from fsmde_jax import cli, files
 from fsmde_jax import config as config_lib
 from fsmde_jax.errors import UserError
+from fsmde_jax.run import checkpoints, example, state
 
 FORMATS = ("orbax", "stablehlo", "onnx")
 INPUTS = ("image", "intrinsics")

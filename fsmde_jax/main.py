@@ -1,7 +1,7 @@
 """Train, then evaluate: `python -m fsmde_jax.main --config=configs/demo.py`.
 
 Kept short: flags, then the config's runs in order. Run the same command again and it goes
-on where it stopped; with `--fork=NEW` a new run starts from its weights (`fsmde_jax/fork.py`).
+on where it stopped; with `--fork=NEW` a new run starts from its weights (`fsmde_jax/run/fork.py`).
 """
 
 import pathlib
@@ -10,8 +10,9 @@ import sys
 from absl import flags
 from ml_collections import config_flags
 
-from fsmde_jax import cli, dry_run, evaluate, fork, stages
+from fsmde_jax import cli, dry_run, evaluate, stages
 from fsmde_jax import config as config_lib
+from fsmde_jax.run import fork
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Run configuration.", lock_config=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder; default runs/<config.name>.")

@@ -41,12 +41,13 @@ from ml_collections import ConfigDict
 from PIL import Image
 from tqdm import tqdm
 
-from fsmde_jax import cli, export, files, point_cloud, rig, state, visualize
+from fsmde_jax import cli, export, files, point_cloud, rig, visualize
 from fsmde_jax import config as config_lib
 from fsmde_jax.data import inputs, photos
 from fsmde_jax.data.inputs import Item
 from fsmde_jax.errors import UserError
 from fsmde_jax.models.layers import compiler
+from fsmde_jax.run import state
 
 UNIT_M = 1 / 256  # of the depth PNG; beyond 255.99 m it stays there
 DEFAULT_SAVES = {

@@ -13,8 +13,9 @@ from jax.sharding import Mesh
 from jaxtyping import Array
 from ml_collections import ConfigDict
 
-from fsmde_jax import cross_view, metrics, results, sharding
+from fsmde_jax import cross_view, metrics, results
 from fsmde_jax.protocols import PROTOCOLS, Protocol
+from fsmde_jax.run import sharding
 
 
 class Predictor(NamedTuple):

@@ -20,10 +20,11 @@ from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from fsmde_jax import cli, files, sharding, state, tasks
+from fsmde_jax import cli, files, tasks
 from fsmde_jax import config as config_lib
 from fsmde_jax.data import pipeline
 from fsmde_jax.losses.depth import sample_at_lidar
+from fsmde_jax.run import sharding, state
 
 FILE = "sparsification.json"
 LEFT_OUT = np.linspace(0.0, 0.95, 20)  # shares of the pixels

@@ -5,9 +5,10 @@ import pathlib
 
 from ml_collections import ConfigDict
 
-from fsmde_jax import checkpoints, cli, prepare, tasks, train
+from fsmde_jax import cli, prepare, tasks, train
 from fsmde_jax.config import HEAD_FOLDER, validate
 from fsmde_jax.data import prepared
+from fsmde_jax.run import checkpoints
 from fsmde_jax.world import WorldConfig, write_world
 
 log = logging.getLogger(__name__)

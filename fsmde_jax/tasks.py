@@ -18,7 +18,6 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
-from fsmde_jax import checkpoints, sharding
 from fsmde_jax.config import CONFIG_FILE, ConfigError, load_config
 from fsmde_jax.data import teacher_cache
 from fsmde_jax.losses.baselines import FeatureAdapter
@@ -38,6 +37,7 @@ from fsmde_jax.models.foundation.mini import MiniConfig
 from fsmde_jax.models.foundation.preprocess import Preprocessing
 from fsmde_jax.models.student import Student, StudentConfig
 from fsmde_jax.models.teacher import Teacher
+from fsmde_jax.run import checkpoints, sharding
 
 Batch = dict[str, Array]
 

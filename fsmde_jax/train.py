@@ -28,12 +28,13 @@ from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto import event_pb2
 
-from fsmde_jax import checkpoints, evaluate, example, files, fork, sharding, tasks, teacher_targets
 from fsmde_jax import config as config_lib
+from fsmde_jax import evaluate, files, tasks
 from fsmde_jax.config import ConfigError
 from fsmde_jax.data import pipeline, prepared
 from fsmde_jax.models.layers import compiler
-from fsmde_jax.state import Model, TrainState, init_state, load_trained, place_model
+from fsmde_jax.run import checkpoints, example, fork, sharding, teacher_outputs
+from fsmde_jax.run.state import Model, TrainState, init_state, load_trained, place_model
 
 log = logging.getLogger(__name__)
 
@@ -213,7 +214,7 @@ def _train(config: ConfigDict, workdir: pathlib.Path, stop: "StopSignal") -> int
     # ---------------------------------------------------------------- input
     stored = None
     if config.teacher.source == "cached" and teacher_state:
-        stored = teacher_targets.open_cache(config, model, teacher_name)
+        stored = teacher_outputs.open_cache(config, model, teacher_name)
         teacher_state = {}  # known by its fingerprint, it is not needed any more
     iterator = pipeline.train_batches(
         config.data,

@@ -13,8 +13,9 @@ import time
 import numpy as np
 import protocol_reference
 
-from fsmde_jax import metrics, protocols, scoring, sharding, timing
+from fsmde_jax import metrics, protocols, scoring, timing
 from fsmde_jax.config import default_config
+from fsmde_jax.run import sharding
 
 NATIVE, SIZE = (1216, 1936), (384, 640)
 POINTS = 8_000  # a real image of DDAD's rig has 4,800 to 10,700

@@ -8,12 +8,13 @@ from flax import nnx
 from test_train import read_metrics
 from tiny_run import prepare_recording, tiny_config
 
-from fsmde_jax import checkpoints, evaluate, state, tasks, train
+from fsmde_jax import evaluate, tasks, train
 from fsmde_jax.config import default_config
 from fsmde_jax.losses import arms, baselines
 from fsmde_jax.losses.objective import DISTILLATION, targets_of
 from fsmde_jax.losses.view_relational import pool_tokens
 from fsmde_jax.models.teacher import TeacherOutput
+from fsmde_jax.run import checkpoints, state
 
 RNG = np.random.default_rng(0)
 B, N, H, W = 2, 3, 8, 12

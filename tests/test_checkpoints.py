@@ -11,8 +11,9 @@ import jax
 import numpy as np
 import pytest
 
-from fsmde_jax import checkpoints, files
-from fsmde_jax.checkpoints import CheckpointError, Checkpoints, DamagedError
+from fsmde_jax import files
+from fsmde_jax.run import checkpoints
+from fsmde_jax.run.checkpoints import CheckpointError, Checkpoints, DamagedError
 
 IDENTITY = {"task": "student", "optimizer": "adamw", "ema": True}
 

@@ -15,9 +15,10 @@ from PIL import Image
 from tiny_run import prepare_recording, tiny_config
 
 from fsmde_jax import config as config_lib
-from fsmde_jax import export, state, train
+from fsmde_jax import export, train
 from fsmde_jax.errors import UserError
 from fsmde_jax.models.student import Student, StudentConfig
+from fsmde_jax.run import state
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,10 @@ import time
 
 import pytest
 
-from fsmde_jax import cli, files, fork, results
+from fsmde_jax import cli, files, results
 from fsmde_jax.data import prepared
 from fsmde_jax.errors import UserError
+from fsmde_jax.run import fork
 
 
 def test_a_file_is_whole_or_as_it_was(tmp_path):

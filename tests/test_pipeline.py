@@ -12,9 +12,10 @@ import pytest
 from PIL import Image
 from tiny_run import prepare_recording, tiny_config
 
-from fsmde_jax import rig, sharding
+from fsmde_jax import rig
 from fsmde_jax.config import ConfigError
 from fsmde_jax.data import augment, lidar, pipeline
+from fsmde_jax.run import sharding
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from fsmde_jax.models import binned_depth
 from fsmde_jax.models.encoders import mobilenet, resnet
 from fsmde_jax.models.layers.resize import resize_bilinear
 from fsmde_jax.precision import full_precision
-from fsmde_jax.state import Model
+from fsmde_jax.run.state import Model
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 HIGHEST = jax.lax.Precision.HIGHEST

@@ -22,11 +22,12 @@ from jax.sharding import AxisType
 from tiny_run import tiny_config
 
 from fsmde_jax import config as config_lib
-from fsmde_jax import evaluate, metrics, prepare, protocols, scoring, sharding, tasks
+from fsmde_jax import evaluate, metrics, prepare, protocols, scoring, tasks
 from fsmde_jax.config import ConfigError
 from fsmde_jax.data import lidar, pipeline, prepared
 from fsmde_jax.data.readers import dgp
 from fsmde_jax.predictions import Predictions
+from fsmde_jax.run import sharding
 
 PROTOCOLS = ("ssdepth", "vfdepth", "packnet")  # surrounddepth is ssdepth of mirrored predictions
 NUMBERS = json.loads(pathlib.Path(__file__).with_name("protocol_numbers.json").read_text())

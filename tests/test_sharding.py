@@ -6,8 +6,9 @@ import optax
 import pytest
 from tiny_run import prepare_recording, tiny_config
 
-from fsmde_jax import sharding, state, tasks, train
+from fsmde_jax import tasks, train
 from fsmde_jax.data import pipeline
+from fsmde_jax.run import sharding, state
 
 
 @pytest.fixture(scope="module")

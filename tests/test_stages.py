@@ -7,13 +7,14 @@ import jax
 import numpy as np
 import pytest
 
-from fsmde_jax import checkpoints, evaluate, sharding, stages, tasks, train
 from fsmde_jax import config as config_lib
+from fsmde_jax import evaluate, stages, tasks, train
 from fsmde_jax.config import ConfigError
 from fsmde_jax.errors import UserError
 from fsmde_jax.models.foundation.mini import MiniConfig
 from fsmde_jax.models.weights import SHIPPED, WeightsError, read_foundation_config
-from fsmde_jax.state import Model, TrainState, load_student, load_trained, place_model
+from fsmde_jax.run import checkpoints, sharding
+from fsmde_jax.run.state import Model, TrainState, load_student, load_trained, place_model
 from fsmde_jax.world import WorldError
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"

@@ -20,25 +20,13 @@ from PIL import Image
 from tensorboardX.proto import event_pb2
 from tiny_run import prepare_recording, tiny_config
 
-from fsmde_jax import (
-    checkpoints,
-    cli,
-    evaluate,
-    files,
-    fork,
-    scoring,
-    sharding,
-    state,
-    tasks,
-    train,
-    trivial,
-    visualize,
-)
+from fsmde_jax import cli, evaluate, files, scoring, tasks, train, trivial, visualize
 from fsmde_jax import config as config_lib
 from fsmde_jax.data import pipeline, prepared
 from fsmde_jax.errors import UserError
 from fsmde_jax.models.foundation.vit import ViT, ViTConfig
 from fsmde_jax.models.layers.conv_norm import ConvNorm
+from fsmde_jax.run import checkpoints, fork, sharding, state
 
 
 @pytest.fixture(scope="module")

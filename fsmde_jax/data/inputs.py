@@ -20,11 +20,12 @@ from jaxtyping import Float, UInt8
 from ml_collections import ConfigDict
 from PIL import Image
 
-from fsmde_jax import example, prepare, rig
+from fsmde_jax import prepare, rig
 from fsmde_jax.data import photos, pipeline, prepared
 from fsmde_jax.data.readers import recording
 from fsmde_jax.data.readers.recording import RecordingError
 from fsmde_jax.errors import UserError
+from fsmde_jax.run import example
 
 ASPECT_TOLERANCE = 0.1
 STRIDE = 32  # of the student's coarsest features

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from fsmde_jax import tasks
 from fsmde_jax.data import pipeline, prepared, teacher_cache
 from fsmde_jax.losses.objective import targets_of
-from fsmde_jax.state import Model
+from fsmde_jax.run.state import Model
 
 
 def describe(config: ConfigDict, model: Model, teacher_name: str) -> dict[str, Any]:

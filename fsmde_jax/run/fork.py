@@ -8,7 +8,8 @@ optimizer and schedule.
 import pathlib
 import shutil
 
-from fsmde_jax import checkpoints, config, files
+from fsmde_jax import config, files
+from fsmde_jax.run import checkpoints
 
 FOLDER = "forked_from"
 _ABOUT = "about.json"

@@ -12,9 +12,10 @@ from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from fsmde_jax import checkpoints, sharding, tasks
+from fsmde_jax import tasks
 from fsmde_jax.errors import UserError
 from fsmde_jax.models import weights
+from fsmde_jax.run import checkpoints, sharding
 
 
 @flax.struct.dataclass
