@@ -32,7 +32,7 @@ from absl import flags
 from flax import nnx
 from ml_collections import ConfigDict, config_flags
 
-from fsmde_jax import benchmark_teachers, cli, dry_run, export, files, tasks, timing, train
+from fsmde_jax import benchmark_teachers, cli, export, files, tasks, timing
 from fsmde_jax.data import pipeline, prepared
 from fsmde_jax.errors import UserError
 from fsmde_jax.losses.objective import DISTILLATION
@@ -40,6 +40,7 @@ from fsmde_jax.models.encoders.resnet import ResNet
 from fsmde_jax.models.layers import compiler
 from fsmde_jax.run import sharding, teacher_outputs
 from fsmde_jax.run.state import Model, init_state, place_model
+from fsmde_jax.train.loop import dry_run, loop
 
 Rows = list[dict[str, Any]]
 GIGA, MIB = 1e9, 2.0**20
@@ -239,8 +240,8 @@ def _step(config: ConfigDict, source: str = "online", **objective: float) -> Con
     values = _random_batch(dry_run.batch_shapes(config, task, model))
     batch = jax.device_put(values, sharding.batch_sharding(mesh))
     teacher_state = {} if source == "cached" else _random_teacher(model, mesh)
-    train_step = train.make_train_step(config, task, model, mesh)
-    state = init_state(*model.init(), train.make_optimizer(config), config.optimizer.ema_decay > 0)
+    train_step = loop.make_train_step(config, task, model, mesh)
+    state = init_state(*model.init(), loop.make_optimizer(config), config.optimizer.ema_decay > 0)
     state = jax.device_put(state, sharding.replicated(mesh))
     lowered, compiled = train_step.compile(state, model.frozen, teacher_state, batch)
     memory = compiled.memory_analysis()

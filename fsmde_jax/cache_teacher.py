@@ -21,11 +21,12 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict, config_flags
 from tqdm import tqdm
 
-from fsmde_jax import cli, stages, tasks
+from fsmde_jax import cli, tasks
 from fsmde_jax import config as config_lib
 from fsmde_jax.data import pipeline, teacher_cache
 from fsmde_jax.run import sharding, teacher_outputs
 from fsmde_jax.run.state import Model, place_model
+from fsmde_jax.train.loop import stages
 
 # A stored root is off by at most half a step, so a probability by 2 x 0.5 / 255; the devices'
 # rounding may move it by one step more.

@@ -10,9 +10,10 @@ import sys
 from absl import flags
 from ml_collections import config_flags
 
-from fsmde_jax import cli, dry_run, evaluate, stages
+from fsmde_jax import cli, evaluate
 from fsmde_jax import config as config_lib
 from fsmde_jax.run import fork
+from fsmde_jax.train.loop import dry_run, stages
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Run configuration.", lock_config=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder; default runs/<config.name>.")

@@ -33,9 +33,10 @@ from collections.abc import Sequence
 from absl import flags
 from ml_collections import config_flags
 
-from fsmde_jax import cli, files, stages, study_report
+from fsmde_jax import cli, files, study_report
 from fsmde_jax.errors import UserError
 from fsmde_jax.study_plan import TEACHER, Run, Study
+from fsmde_jax.train.loop import stages
 
 POLL_S = 0.2
 

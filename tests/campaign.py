@@ -396,16 +396,17 @@ def read_all(folder: pathlib.Path) -> dict:
     from flax import nnx
 
     from fsmde_jax import config as config_lib
-    from fsmde_jax import prepare, results, train
+    from fsmde_jax import prepare, results
     from fsmde_jax.data import prepared, teacher_cache
     from fsmde_jax.run import state
+    from fsmde_jax.train.loop import loop
 
     run, data = folder / "run", folder / "data"
     found = {}
     for name in ("run", "run/teacher_head"):
         config = config_lib.load_config(folder / name)
         config.data.data_dir = str(data)
-        train.train(config, folder / name)  # it is done: reads the state, or makes it again
+        loop.train(config, folder / name)  # it is done: reads the state, or makes it again
         found[f"curve of {name}"] = curve(folder / name)
     config = config_lib.load_config(run)
     leaves = jax.tree.leaves(nnx.state(state.load_student(config, run)))

@@ -8,13 +8,14 @@ from flax import nnx
 from test_train import read_metrics
 from tiny_run import prepare_recording, tiny_config
 
-from fsmde_jax import evaluate, tasks, train
+from fsmde_jax import evaluate, tasks
 from fsmde_jax.config import default_config
 from fsmde_jax.losses import arms, baselines
 from fsmde_jax.losses.objective import DISTILLATION, targets_of
 from fsmde_jax.losses.view_relational import pool_tokens
 from fsmde_jax.models.teacher import TeacherOutput
 from fsmde_jax.run import checkpoints, state
+from fsmde_jax.train.loop import loop
 
 RNG = np.random.default_rng(0)
 B, N, H, W = 2, 3, 8, 12
@@ -160,7 +161,7 @@ def with_arm(config, arm, **objective):
 )
 def test_every_arm_trains_on_its_own_terms(config, tmp_path, arm, objective):
     """With the online teacher; that a cached one says the same is tests/test_cache_teacher.py's."""
-    assert train.train(with_arm(config, arm, **objective), tmp_path) is None
+    assert loop.train(with_arm(config, arm, **objective), tmp_path) is None
     records = read_metrics(tmp_path)
     assert len(records) == 2
     for record in records:
@@ -172,7 +173,7 @@ def test_every_arm_trains_on_its_own_terms(config, tmp_path, arm, objective):
 
 def test_an_adapter_is_trained_evaluated_around_and_left_out_of_the_student(config, tmp_path):
     feature, workdir = with_arm(config, "feature"), tmp_path
-    assert train.train(feature, workdir) is None
+    assert loop.train(feature, workdir) is None
     model = state.Model(tasks.make_task(feature), feature.seed)
     adapter = {"adapter": model.params["adapter"]}
     (trained,) = jax.tree.leaves(checkpoints.load_params(workdir, adapter, {"task": "student"}))
@@ -187,7 +188,7 @@ def test_an_adapter_is_trained_evaluated_around_and_left_out_of_the_student(conf
     assert "student" in evaluate.evaluate_run(feature, workdir)
     (workdir / "config.json").unlink()  # that would be refused before
     with pytest.raises(checkpoints.CheckpointError, match="feature_adapter is True"):
-        train.train(with_arm(config, "ckd"), workdir)
+        loop.train(with_arm(config, "ckd"), workdir)
     assert checkpoints.latest_step(workdir) == 2
 
 

@@ -12,12 +12,13 @@ import pytest
 from test_train import read_metrics
 from tiny_run import prepare_recording, tiny_config
 
-from fsmde_jax import cache_teacher, files, train
+from fsmde_jax import cache_teacher, files
 from fsmde_jax.config import ConfigError, validate
 from fsmde_jax.data import teacher_cache
 from fsmde_jax.data.teacher_cache import TeacherCacheError
 from fsmde_jax.errors import UserError
 from fsmde_jax.losses.objective import DISTILLATION
+from fsmde_jax.train.loop import loop
 
 
 @pytest.fixture(scope="module")
@@ -52,8 +53,8 @@ def test_encoding_keeps_probabilities_to_half_a_step_of_their_root():
 
 def test_cached_training_has_the_losses_of_online_training(config, cached, tmp_path):
     """Flips included; jitter does not reach the teacher."""
-    assert train.train(config, tmp_path / "online") is None
-    assert train.train(cached, tmp_path / "cached") is None
+    assert loop.train(config, tmp_path / "online") is None
+    assert loop.train(cached, tmp_path / "cached") is None
     records = [read_metrics(tmp_path / name) for name in ("online", "cached")]
     for online, stored in zip(*records, strict=True):
         for name in ("silog", *DISTILLATION):
@@ -193,7 +194,7 @@ def test_a_cache_cut_in_half_is_named_and_resumed(cached, monkeypatch, tmp_path)
     chunks[1].unlink()
     chunks[2].rename(chunks[2].with_suffix(".incomplete"))  # as an interruption leaves it
     with pytest.raises(TeacherCacheError, match=r"lacks the samples 2 to 3, 4 to 5 .*Resume it"):
-        train.train(halved, tmp_path / "run")
+        loop.train(halved, tmp_path / "run")
     cache_teacher.build(halved)
     assert chunks[0].stat().st_mtime_ns == kept
     assert chunks[1].read_bytes() == expected
@@ -214,7 +215,7 @@ def test_a_cache_of_something_else_is_refused_by_name(cached, change, message, t
     other = cached.copy_and_resolve_references()
     change(other)
     with pytest.raises(TeacherCacheError, match=message):
-        train.train(other, tmp_path)
+        loop.train(other, tmp_path)
     with pytest.raises(TeacherCacheError, match=message):
         cache_teacher.build(other)
 
@@ -229,14 +230,14 @@ def test_a_cache_without_what_the_objective_reads_is_refused_by_name(cached, tmp
     del about["shapes"]["teacher_log_depth"]
     file.write_text(json.dumps(about))
     with pytest.raises(TeacherCacheError, match=r"there, .*'teacher_log_depth'.* in the config"):
-        train.train(other, tmp_path / "run")
+        loop.train(other, tmp_path / "run")
 
 
 def test_a_missing_cache_says_how_to_make_it(cached, tmp_path):
     other = cached.copy_and_resolve_references()
     other.teacher.cache_dir = str(tmp_path / "nowhere")
     with pytest.raises(TeacherCacheError, match=r"python -m fsmde_jax\.cache_teacher"):
-        train.train(other, tmp_path / "run")
+        loop.train(other, tmp_path / "run")
 
 
 def test_jitter_the_cache_cannot_follow_is_refused(cached):

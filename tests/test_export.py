@@ -15,10 +15,11 @@ from PIL import Image
 from tiny_run import prepare_recording, tiny_config
 
 from fsmde_jax import config as config_lib
-from fsmde_jax import export, train
+from fsmde_jax import export
 from fsmde_jax.errors import UserError
 from fsmde_jax.models.student import Student, StudentConfig
 from fsmde_jax.run import state
+from fsmde_jax.train.loop import loop
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +28,7 @@ def workdir(tmp_path_factory):
     config = tiny_config(prepare_recording(root))
     config.objective.update(dict.fromkeys(("ckd_divergence", "ckd_crossing", "vrkd"), 0.0))
     config.train.steps = 2
-    assert train.train(config, root / "run") is None
+    assert loop.train(config, root / "run") is None
     return root / "run"
 
 

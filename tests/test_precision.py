@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from fsmde_jax import cross_view, dry_run, metrics, tasks
+from fsmde_jax import cross_view, metrics, tasks
 from fsmde_jax.losses.objective import DISTILLATION
 from fsmde_jax.models import binned_depth
 from fsmde_jax.models.encoders import mobilenet, resnet
 from fsmde_jax.models.layers.resize import resize_bilinear
 from fsmde_jax.precision import full_precision
 from fsmde_jax.run.state import Model
+from fsmde_jax.train.loop import dry_run
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 HIGHEST = jax.lax.Precision.HIGHEST

@@ -15,10 +15,11 @@ from PIL import Image
 from tiny_run import prepare_recording, tiny_config
 
 from fsmde_jax import config as config_lib
-from fsmde_jax import evaluate, files, metrics, point_cloud, predict, prepare, train, visualize
+from fsmde_jax import evaluate, files, metrics, point_cloud, predict, prepare, visualize
 from fsmde_jax.data import inputs, photos
 from fsmde_jax.errors import UserError
 from fsmde_jax.predictions import Predictions
+from fsmde_jax.train.loop import loop
 
 REPOSITORY = Path(__file__).parents[1]
 FLAT = ("depth", "npz")
@@ -36,7 +37,7 @@ def workdir(root):
     config.evaluation.pictures = 0
     config.evaluation.references = False
     config.train.steps = 2
-    assert train.train(config, root / "run") is None
+    assert loop.train(config, root / "run") is None
     return root / "run"
 
 

@@ -6,9 +6,10 @@ import optax
 import pytest
 from tiny_run import prepare_recording, tiny_config
 
-from fsmde_jax import tasks, train
+from fsmde_jax import tasks
 from fsmde_jax.data import pipeline
 from fsmde_jax.run import sharding, state
+from fsmde_jax.train.loop import loop
 
 
 @pytest.fixture(scope="module")
@@ -30,9 +31,9 @@ class OneStep:
         task = tasks.make_task(config)
         model = state.Model(task, config.seed)
         self.frozen, self.teacher, self.name = state.place_model(config, model, self.mesh)
-        start = state.init_state(*model.init(), train.make_optimizer(config), ema=False)
+        start = state.init_state(*model.init(), loop.make_optimizer(config), ema=False)
         self.state = jax.device_put(start, sharding.replicated(self.mesh))
-        self.step = train.make_train_step(config, task, model, self.mesh)
+        self.step = loop.make_train_step(config, task, model, self.mesh)
 
     def run(self, batch):
         batch = pipeline.put_on_devices(batch, sharding.batch_sharding(self.mesh))
@@ -52,7 +53,7 @@ def host_batches(config):
 @pytest.mark.parametrize(("devices", "fsdp"), [(8, 1), (8, 4)])
 def test_sharded_step_equals_the_one_device_step(config, host_batches, devices, fsdp, monkeypatch):
     """With plain gradient descent: Adam's first step is a sign, which rounding can turn."""
-    monkeypatch.setattr(train, "make_optimizer", lambda config: optax.sgd(1.0))
+    monkeypatch.setattr(loop, "make_optimizer", lambda config: optax.sgd(1.0))
     single = OneStep(config, 1).run(host_batches[0])
     sharded = OneStep(config, devices, fsdp).run(host_batches[0])
     for name, value in single[1].items():

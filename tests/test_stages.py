@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 
 from fsmde_jax import config as config_lib
-from fsmde_jax import evaluate, stages, tasks, train
+from fsmde_jax import evaluate, tasks
 from fsmde_jax.config import ConfigError
 from fsmde_jax.errors import UserError
 from fsmde_jax.models.foundation.mini import MiniConfig
 from fsmde_jax.models.weights import SHIPPED, WeightsError, read_foundation_config
 from fsmde_jax.run import checkpoints, sharding
 from fsmde_jax.run.state import Model, TrainState, load_student, load_trained, place_model
+from fsmde_jax.train.loop import loop, stages
 from fsmde_jax.world import WorldError
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
@@ -151,7 +152,7 @@ def test_pretraining_goes_on_from_weights(foundation, tmp_path):
     config.objective.foundation_scale, config.objective.foundation_saturation = 0.0, 0.25
     config.optimizer.learning_rate = 1e-9
     config.seed = 7  # another fresh model
-    assert train.train(config, tmp_path) is None
+    assert loop.train(config, tmp_path) is None
     mesh = sharding.make_mesh(config.mesh)
     start = tasks.load_foundation(config, mesh)
     config.teacher.start_weights = str(tmp_path / "weights")
@@ -193,7 +194,7 @@ def test_a_world_without_dense_truth_is_named(foundation, run):
     config = foundation[0].copy_and_resolve_references()
     config.data = run[0].data
     with pytest.raises(ConfigError, match=r"config\.world\.dense_depth=True"):
-        train.train(config, foundation[1].parent / "other")
+        loop.train(config, foundation[1].parent / "other")
 
 
 def test_finished_stages_are_not_repeated(run):
@@ -209,7 +210,7 @@ def test_a_neck_trained_with_the_head_starts_pretrained_and_reaches_the_student(
     stage = config.teacher.head_stage.copy_and_resolve_references()
     stage.teacher.train_neck = True
     stage.optimizer.learning_rate = 1e-9
-    assert train.train(stage, tmp_path / "head") is None
+    assert loop.train(stage, tmp_path / "head") is None
     mesh = sharding.make_mesh(config.mesh)
     pretrained = tasks.load_foundation(stage, mesh)
     student = config.copy_and_resolve_references()
@@ -233,7 +234,7 @@ def test_a_head_of_another_foundation_model_is_refused(run, foundation, tmp_path
     other.teacher.weights = str(foundation[1] / "weights")
     other.teacher.head_weights = str(workdir / "teacher_head")
     with pytest.raises(checkpoints.CheckpointError, match=r"foundation is '\w+' in the checkpoint"):
-        train.train(other, tmp_path / "run")
+        loop.train(other, tmp_path / "run")
 
 
 def test_a_mistyped_teacher_is_refused_before_anything_is_rendered(run, tmp_path):

@@ -17,11 +17,12 @@ from absl import flags
 from ml_collections import config_flags
 from tiny_run import prepare_recording
 
-from fsmde_jax import cache_teacher, cli, evaluate, metrics, results, stages, study, study_report
+from fsmde_jax import cache_teacher, cli, evaluate, metrics, results, study, study_report
 from fsmde_jax.config import ConfigError
 from fsmde_jax.errors import UserError
 from fsmde_jax.protocols import PROTOCOLS
 from fsmde_jax.study_plan import Study, default_study
+from fsmde_jax.train.loop import stages
 
 ROOT = pathlib.Path(__file__).parents[1]
 # The test data are the training scenes: there are two, so that there are intervals.

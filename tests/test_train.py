@@ -20,13 +20,14 @@ from PIL import Image
 from tensorboardX.proto import event_pb2
 from tiny_run import prepare_recording, tiny_config
 
-from fsmde_jax import cli, evaluate, files, scoring, tasks, train, trivial, visualize
+from fsmde_jax import cli, evaluate, files, scoring, tasks, trivial, visualize
 from fsmde_jax import config as config_lib
 from fsmde_jax.data import pipeline, prepared
 from fsmde_jax.errors import UserError
 from fsmde_jax.models.foundation.vit import ViT, ViTConfig
 from fsmde_jax.models.layers.conv_norm import ConvNorm
 from fsmde_jax.run import checkpoints, fork, sharding, state
+from fsmde_jax.train.loop import loop
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +46,7 @@ def finished(config, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("finished")
     config = config.copy_and_resolve_references()
     config.train.eval_every = 4
-    assert train.train(config, workdir) is None
+    assert loop.train(config, workdir) is None
     return workdir
 
 
@@ -107,7 +108,7 @@ def read_events(path):
 def test_muon_turns_kernels_by_orthogonal_matrices_as_large_as_adamws_updates(config):
     config = config.copy_and_resolve_references()
     config.optimizer.update({"name": "muon", "warmup_fraction": 0.0, "weight_decay": 0.0})
-    optimizer = train.make_optimizer(config)
+    optimizer = loop.make_optimizer(config)
     values = np.random.default_rng(0).standard_normal
     kernel = values((3, 3, 4, 8)) * np.geomspace(1, 10, 8)
     grads = {"kernel": jnp.asarray(kernel), "bias": jnp.asarray(values(8))}
@@ -135,7 +136,7 @@ class Parts(nnx.Module):
 def test_embeddings_depthwise_kernels_and_norms_neither_decay_nor_turn_by_muon(config, name):
     config = config.copy_and_resolve_references()
     config.optimizer.update({"name": name, "warmup_fraction": 0.0, "weight_decay": 0.1})
-    optimizer = train.make_optimizer(config)
+    optimizer = loop.make_optimizer(config)
     shapes = nnx.state(nnx.eval_shape(Parts), nnx.Param)
     params = jax.tree.map(lambda leaf: jnp.ones(leaf.shape), shapes)
     zeros = jax.tree.map(jnp.zeros_like, params)
@@ -164,12 +165,12 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
         axes = {"axis_names": ("data", "fsdp"), "axis_types": (AxisType.Auto,) * 2}
         one = jax.make_mesh((1, 1), devices=jax.devices()[:1], **axes)
         monkeypatch.setattr(sharding, "make_mesh", lambda _: one)  # eight would take a minute
-        assert train.train(config, finished) is None
+        assert loop.train(config, finished) is None
 
     class Killed(Exception):
         pass
 
-    original = train.Timer.tick
+    original = loop.Timer.tick
 
     def tick(self, step):
         if step == 5:
@@ -177,9 +178,9 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
         original(self, step)
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(train.Timer, "tick", tick)
-        train.train(config, tmp_path / "run")
-    assert train.train(config, tmp_path / "run") is None
+        patch.setattr(loop.Timer, "tick", tick)
+        loop.train(config, tmp_path / "run")
+    assert loop.train(config, tmp_path / "run") is None
     assert read_metrics(tmp_path / "run") == read_metrics(finished)
     expected, found = (
         checkpoints.load_params(
@@ -196,7 +197,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(config, finished, tmp
     for file in (tmp_path / "run" / "checkpoints" / "6" / "params").rglob("*"):
         if file.is_file():
             file.write_bytes(file.read_bytes()[:10])
-    assert train.train(config, tmp_path / "run") is None
+    assert loop.train(config, tmp_path / "run") is None
     assert read_metrics(tmp_path / "run") == read_metrics(finished)
 
 
@@ -228,7 +229,7 @@ def test_a_refused_start_leaves_the_run_as_it_was(config, finished, changes, mes
     other.update_from_flattened_dict(changes)
     before = content(finished)
     with pytest.raises(UserError, match=message):
-        train.train(other, finished)
+        loop.train(other, finished)
     assert content(finished) == before
 
 
@@ -248,7 +249,7 @@ def test_without_its_config_a_checkpoint_says_what_it_is_of(
     other.update_from_flattened_dict(changes)
     before = content(workdir)
     with pytest.raises(checkpoints.CheckpointError, match=message):
-        train.train(other, workdir)
+        loop.train(other, workdir)
     assert content(workdir) == before
 
 
@@ -257,7 +258,7 @@ def test_a_checkpoint_says_with_which_data_and_optimizer_it_was_trained(config, 
     other.optimizer.name, other.optimizer.ema_decay = "muon", 0.5
     saved = json.loads((finished / "checkpoints" / "6" / "identity" / "metadata").read_text())
     source = pipeline.open_data(config.data, "val")[0]
-    identity = train._identity(other, saved["teacher"], source)
+    identity = loop._identity(other, saved["teacher"], source)
     message = (
         r"optimizer is 'adamw' in the checkpoint, 'muon' in the config; ema is False .*, True .*; "
         r"data is '6 samples of 2 scenes \(\w+\)' in the checkpoint, '3 samples of 1 scenes"
@@ -268,10 +269,10 @@ def test_a_checkpoint_says_with_which_data_and_optimizer_it_was_trained(config, 
 
 def test_two_trainings_in_one_folder_are_refused(config, finished):
     before = content(finished)
-    with files.locked(finished / train.LOCK, "training", remove=True):
+    with files.locked(finished / loop.LOCK, "training", remove=True):
         locked = content(finished)
         with pytest.raises(UserError, match=rf"lock: process {os.getpid()} on \S+ is training"):
-            train.train(config, finished)
+            loop.train(config, finished)
         assert content(finished) == locked
     assert content(finished) == before
 
@@ -281,7 +282,7 @@ def test_a_damaged_config_is_one_line_and_stays(text, config, finished, tmp_path
     """So is a user's own config.json in what is named as --workdir."""
     workdir = shutil.copytree(finished, tmp_path / "run")
     (workdir / "config.json").write_text(text)
-    for start in (lambda: train.train(config, workdir), lambda: config_lib.load_config(workdir)):
+    for start in (lambda: loop.train(config, workdir), lambda: config_lib.load_config(workdir)):
         with pytest.raises(UserError, match=r"run/config\.json") as caught:
             start()
         assert len(str(caught.value).splitlines()) == 1
@@ -292,14 +293,14 @@ def test_a_refused_first_start_leaves_no_folder(config, tmp_path):
     other = config.copy_and_resolve_references()
     other.data.data_dir = "nowhere"
     with pytest.raises(UserError, match="nowhere"):
-        train.train(other, tmp_path / "run")
+        loop.train(other, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 def test_metrics_are_rewritten_whole_and_what_cannot_be_read_is_kept(tmp_path, caplog):
     lines = ['{"step": 1}', '{"step": 2}', '{"stop": 3}', '{"step": 4}', '{"st']
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
-    writer = train.MetricsWriter(tmp_path, 3)
+    writer = loop.MetricsWriter(tmp_path, 3)
     assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1}\n{"step": 2}\n'
     assert (tmp_path / "metrics.jsonl.damaged").read_text() == "\n".join(lines)
     assert "1 lines of" in caplog.text
@@ -310,20 +311,20 @@ def test_metrics_are_rewritten_whole_and_what_cannot_be_read_is_kept(tmp_path, c
     (events,) = tmp_path.glob("events.*")
     assert b"train/loss" in events.read_bytes() and b"ring" in events.read_bytes()
     (tmp_path / "metrics.jsonl").unlink()
-    train.MetricsWriter(tmp_path, 3).close()
+    loop.MetricsWriter(tmp_path, 3).close()
     assert "the lines before step 3 are lost" in caplog.text
 
 
 def test_metrics_of_a_run_that_begins_anew_are_kept(tmp_path):
     """Its checkpoints are gone, or the file is the user's own."""
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
-    train.MetricsWriter(tmp_path, 0).close()
+    loop.MetricsWriter(tmp_path, 0).close()
     assert (tmp_path / "metrics.jsonl").read_text() == ""
     assert (tmp_path / "metrics.jsonl.earlier").read_text() == '{"step": 1}\n'
 
 
 def test_a_full_disk_ends_events_with_an_error_and_not_in_silence(tmp_path):
-    writer = train.MetricsWriter(tmp_path, 0)
+    writer = loop.MetricsWriter(tmp_path, 0)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
     try:
@@ -371,7 +372,7 @@ def test_a_fork_starts_from_what_a_run_measures_and_needs_it_no_more(config, fin
     other.optimizer.update({"name": "muon", "learning_rate": 0.1, "ema_decay": 0.5})
     model = state.Model(tasks.make_task(other), other.seed)
     mesh = sharding.make_mesh(other.mesh)
-    found = train._start_weights(other, model, new, mesh)
+    found = loop._start_weights(other, model, new, mesh)
     jax.tree.map(
         np.testing.assert_array_equal,
         found,
@@ -395,7 +396,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_sample_ids(config, tmp_path, m
     monkeypatch.setattr(pipeline, "put_on_devices", poisoned)
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(FloatingPointError, match=r"step 1: loss .*000001/00000.*not_finite"):
-        train.train(config, tmp_path)
+        loop.train(config, tmp_path)
     assert signal.getsignal(signal.SIGINT) == before  # Ctrl-C means what it did
     folder = tmp_path / "not_finite"
     found = config_lib.load_config(folder)
@@ -411,7 +412,7 @@ def test_the_state_of_an_earlier_step_that_was_not_finite_is_kept(config, tmp_pa
     found = {"params": {"a": np.ones(3, np.float32)}}
     for step in (5, 9, 9):
         with pytest.raises(FloatingPointError):
-            train._check_finite(
+            loop._check_finite(
                 config,
                 tmp_path,
                 {"task": "student"},
@@ -536,7 +537,7 @@ def test_a_soft_teacher_needs_no_head(config, tmp_path, caplog):
     soft = config.copy_and_resolve_references()
     soft.teacher.binning, soft.train.steps = "soft", 2
     with caplog.at_level("INFO", "fsmde_jax"):
-        assert train.train(soft, tmp_path) is None
+        assert loop.train(soft, tmp_path) is None
     # The silence of compiling has a beginning and an end.
     _, _, after = caplog.text.partition("compiling the training step, once")
     assert re.search(r"compiled in \d+ s", after)

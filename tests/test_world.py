@@ -15,10 +15,11 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from fsmde_jax import cli, files, stages
+from fsmde_jax import cli, files
 from fsmde_jax.config import default_config
 from fsmde_jax.data import prepared
 from fsmde_jax.errors import UserError
+from fsmde_jax.train.loop import stages
 from fsmde_jax.world import WorldConfig, layouts, write_world, writer
 
 CAMERAS = ["CAMERA_01", "CAMERA_05", "CAMERA_07", "CAMERA_09", "CAMERA_08", "CAMERA_06"]

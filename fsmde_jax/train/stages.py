@@ -5,10 +5,11 @@ import pathlib
 
 from ml_collections import ConfigDict
 
-from fsmde_jax import cli, prepare, tasks, train
+from fsmde_jax import cli, prepare, tasks
 from fsmde_jax.config import HEAD_FOLDER, validate
 from fsmde_jax.data import prepared
 from fsmde_jax.run import checkpoints
+from fsmde_jax.train.loop import loop
 from fsmde_jax.world import WorldConfig, write_world
 
 log = logging.getLogger(__name__)
@@ -53,7 +54,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> int | None:
     config = planned(config, workdir)
     if (interrupted := run_stages(config, workdir)) or tasks.is_given(config):
         return interrupted
-    return train.train(config, workdir)
+    return loop.train(config, workdir)
 
 
 def run_stages(config: ConfigDict, workdir: pathlib.Path) -> int | None:
