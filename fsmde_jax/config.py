@@ -16,9 +16,9 @@ from ml_collections.config_dict import placeholder
 
 from fsmde_jax import files
 from fsmde_jax.errors import UserError, differences
-from fsmde_jax.metrics import SCALINGS
+from fsmde_jax.evaluate.metrics import SCALINGS
+from fsmde_jax.evaluate.protocols import PROTOCOLS
 from fsmde_jax.models.binned_depth import MEANS
-from fsmde_jax.protocols import PROTOCOLS
 
 
 class ConfigError(UserError):
@@ -333,7 +333,7 @@ def _train() -> ConfigDict:
 
 def _evaluation() -> ConfigDict:
     evaluation = ConfigDict()
-    # Or "surrounddepth", "vfdepth", "packnet" (fsmde_jax/protocols.py).
+    # Or "surrounddepth", "vfdepth", "packnet" (fsmde_jax/evaluate/measure/protocols.py).
     evaluation.protocol = "ssdepth"
     # How predictions meet the truth: "metric", "median_image", "median_camera" or "affine".
     evaluation.scaling = "metric"

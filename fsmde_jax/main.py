@@ -10,8 +10,9 @@ import sys
 from absl import flags
 from ml_collections import config_flags
 
-from fsmde_jax import cli, evaluate
+from fsmde_jax import cli
 from fsmde_jax import config as config_lib
+from fsmde_jax.evaluate import measure
 from fsmde_jax.run import fork
 from fsmde_jax.train.loop import dry_run, stages
 
@@ -43,8 +44,8 @@ def run(config: config_lib.ConfigDict) -> None:
     config = stages.planned(config, workdir)
     if interrupted := stages.run(config, workdir):
         sys.exit(128 + interrupted)  # the shell's convention for a signal
-    results = evaluate.evaluate_run(config, workdir)
-    print(f"\n{evaluate.summary(config, results)}\n\nReport and pictures: {workdir / 'report'}")
+    results = measure.evaluate_run(config, workdir)
+    print(f"\n{measure.summary(config, results)}\n\nReport and pictures: {workdir / 'report'}")
 
 
 if __name__ == "__main__":

@@ -14,9 +14,10 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from fsmde_jax import config as config_lib
-from fsmde_jax import files, results
+from fsmde_jax import files
 from fsmde_jax.config import ConfigError
 from fsmde_jax.errors import UserError, differences
+from fsmde_jax.evaluate import results
 
 log = logging.getLogger(__name__)
 

@@ -14,8 +14,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from fsmde_jax import config as config_lib
-from fsmde_jax import files, results, visualize
+from fsmde_jax import files, visualize
 from fsmde_jax.data import pipeline
+from fsmde_jax.evaluate import results
 from fsmde_jax.losses.depth import SILOG_FLOOR
 from fsmde_jax.run import sharding, state
 from fsmde_jax.study_plan import TEACHER, Run, Study

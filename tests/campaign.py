@@ -396,8 +396,9 @@ def read_all(folder: pathlib.Path) -> dict:
     from flax import nnx
 
     from fsmde_jax import config as config_lib
-    from fsmde_jax import prepare, results
+    from fsmde_jax import prepare
     from fsmde_jax.data import prepared, teacher_cache
+    from fsmde_jax.evaluate import results
     from fsmde_jax.run import state
     from fsmde_jax.train.loop import loop
 

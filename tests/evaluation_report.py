@@ -13,8 +13,9 @@ import time
 import numpy as np
 import protocol_reference
 
-from fsmde_jax import metrics, protocols, scoring, timing
+from fsmde_jax import timing
 from fsmde_jax.config import default_config
+from fsmde_jax.evaluate import metrics, protocols, scoring
 from fsmde_jax.run import sharding
 
 NATIVE, SIZE = (1216, 1936), (384, 640)

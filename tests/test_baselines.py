@@ -8,8 +8,9 @@ from flax import nnx
 from test_train import read_metrics
 from tiny_run import prepare_recording, tiny_config
 
-from fsmde_jax import evaluate, tasks
+from fsmde_jax import tasks
 from fsmde_jax.config import default_config
+from fsmde_jax.evaluate import measure
 from fsmde_jax.losses import arms, baselines
 from fsmde_jax.losses.objective import DISTILLATION, targets_of
 from fsmde_jax.losses.view_relational import pool_tokens
@@ -185,7 +186,7 @@ def test_an_adapter_is_trained_evaluated_around_and_left_out_of_the_student(conf
     intrinsics = jnp.tile(jnp.diag(jnp.array([60.0, 60.0, 1.0])), (1, 2, 1, 1))
     depth_m = student(image, intrinsics, jnp.ones((1, 2), bool)).depth_m
     assert (depth_m > 0.1).all() and (depth_m < 200).all()
-    assert "student" in evaluate.evaluate_run(feature, workdir)
+    assert "student" in measure.evaluate_run(feature, workdir)
     (workdir / "config.json").unlink()  # that would be refused before
     with pytest.raises(checkpoints.CheckpointError, match="feature_adapter is True"):
         loop.train(with_arm(config, "ckd"), workdir)

@@ -4,7 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fsmde_jax import cross_view, rig
+from fsmde_jax import rig
+from fsmde_jax.evaluate import cross_view
 
 SIZE = (40, 60)
 

@@ -9,9 +9,10 @@ import time
 
 import pytest
 
-from fsmde_jax import cli, files, results
+from fsmde_jax import cli, files
 from fsmde_jax.data import prepared
 from fsmde_jax.errors import UserError
+from fsmde_jax.evaluate import results
 from fsmde_jax.run import fork
 
 

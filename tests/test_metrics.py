@@ -4,7 +4,7 @@ import numpy as np
 import protocol_reference
 import pytest
 
-from fsmde_jax import metrics
+from fsmde_jax.evaluate import metrics
 
 
 def reference(predicted, truth, low=0.1, high=200.0):

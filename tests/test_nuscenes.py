@@ -18,13 +18,13 @@ from dgp_fixture import Break, write_json
 from PIL import Image
 from scipy.spatial.transform import Rotation
 
-from fsmde_jax import evaluate
 from fsmde_jax import prepare as prepare_module
 from fsmde_jax.config import default_config
 from fsmde_jax.data import lidar, pipeline, prepared
 from fsmde_jax.data.readers import dgp, nuscenes, recording
 from fsmde_jax.data.readers.recording import RecordingError
 from fsmde_jax.errors import UserError
+from fsmde_jax.evaluate import measure
 from fsmde_jax.prepare import PrepareError, prepare
 from fsmde_jax.run import sharding
 from fsmde_jax.world import WorldConfig, write_world
@@ -826,7 +826,7 @@ def test_vfdepths_masks_are_grey_at_their_edge_and_count_there(pristine, tmp_pat
     for protocol in ("ssdepth", "vfdepth"):
         config.evaluation.update({"protocol": protocol, "masks": str(tmp_path / "masks")})
         mesh = sharding.make_mesh(config.mesh)
-        batch = next(iter(evaluate._batches(config, "val", mesh)))
+        batch = next(iter(measure._batches(config, "val", mesh)))
         rows = np.asarray(batch["lidar_uv"])[..., 1][np.asarray(batch["lidar_depth_m"]) > 0]
         below[protocol] = set(rows[rows >= (29 if protocol == "ssdepth" else 15)].tolist())
     assert below == {"ssdepth": {29}, "vfdepth": {15, 17}}

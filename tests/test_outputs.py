@@ -9,12 +9,13 @@ from dgp_fixture import write_recording
 from test_results import filled, write
 from test_sparsification import report
 
-from fsmde_jax import benchmark, check_rig, compare, evaluate, files, results, study_report
+from fsmde_jax import benchmark, check_rig, files, study_report
 from fsmde_jax.config import default_config
 from fsmde_jax.data import teacher_cache
 from fsmde_jax.data.readers import dgp
 from fsmde_jax.errors import UserError
-from fsmde_jax.predictions import Predictions
+from fsmde_jax.evaluate import compare, measure, results
+from fsmde_jax.evaluate.depth_maps import Predictions
 
 
 def _evaluate(folder):
@@ -68,8 +69,8 @@ def test_evaluation_begins_with_looking_where_its_report_goes(tmp_path):
     (tmp_path / "report" / "notes.txt").touch()
     np.save(tmp_path / "a.npy", np.ones((2, 3)))
     for run in (
-        lambda: evaluate.evaluate_run(default_config(), tmp_path),
-        lambda: evaluate.evaluate_predictions(
+        lambda: measure.evaluate_run(default_config(), tmp_path),
+        lambda: measure.evaluate_predictions(
             default_config(), Predictions(tmp_path), tmp_path / "report"
         ),
     ):
@@ -83,7 +84,7 @@ def test_evaluation_begins_with_looking_where_its_report_goes(tmp_path):
 
     results.write(tmp_path / "of_a", *_about("run in a"))
     with pytest.raises(UserError, match=r"of_a holds the report of 'run in a', and this is one of"):
-        evaluate.evaluate_run(default_config(), tmp_path / "b", tmp_path / "of_a")
+        measure.evaluate_run(default_config(), tmp_path / "b", tmp_path / "of_a")
 
 
 def test_a_report_that_was_cut_is_set_aside_and_made_anew(tmp_path, caplog):

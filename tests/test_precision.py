@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from fsmde_jax import cross_view, metrics, tasks
+from fsmde_jax import tasks
+from fsmde_jax.evaluate import cross_view, metrics
 from fsmde_jax.losses.objective import DISTILLATION
 from fsmde_jax.models import binned_depth
 from fsmde_jax.models.encoders import mobilenet, resnet

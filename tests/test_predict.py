@@ -15,10 +15,11 @@ from PIL import Image
 from tiny_run import prepare_recording, tiny_config
 
 from fsmde_jax import config as config_lib
-from fsmde_jax import evaluate, files, metrics, point_cloud, predict, prepare, visualize
+from fsmde_jax import files, point_cloud, predict, prepare, visualize
 from fsmde_jax.data import inputs, photos
 from fsmde_jax.errors import UserError
-from fsmde_jax.predictions import Predictions
+from fsmde_jax.evaluate import measure, metrics
+from fsmde_jax.evaluate.depth_maps import Predictions
 from fsmde_jax.train.loop import loop
 
 REPOSITORY = Path(__file__).parents[1]
@@ -61,10 +62,10 @@ def picture(path, size, exif_mm=None):
 
 def test_the_depth_files_measure_as_the_checkpoint_does(workdir, ring, tmp_path):
     config = config_lib.load_config(workdir)
-    expected = evaluate.evaluate_run(config, workdir, tmp_path / "a")["student"]["mean"]
+    expected = measure.evaluate_run(config, workdir, tmp_path / "a")["student"]["mean"]
     for kind, unit_m in (("depth", predict.UNIT_M), ("npz", None)):
         predictions = Predictions(ring / kind, unit_m, skip=True)
-        found = evaluate.evaluate_predictions(config, predictions, tmp_path / kind)["predictions"]
+        found = measure.evaluate_predictions(config, predictions, tmp_path / kind)["predictions"]
         assert found["covered"] == {"images": 18, "of": 18}
         for name in metrics.NAMES:
             assert found["mean"][name] == pytest.approx(expected[name], rel=2e-3)

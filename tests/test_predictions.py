@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 from tiny_run import prepare_recording, tiny_config
 
-from fsmde_jax import evaluate, metrics
 from fsmde_jax.config import ConfigError
 from fsmde_jax.data import pipeline
-from fsmde_jax.predictions import PredictionError, Predictions
+from fsmde_jax.evaluate import measure, metrics
+from fsmde_jax.evaluate.depth_maps import PredictionError, Predictions
 
 SIZE = (20, 30)
 REPOSITORY = pathlib.Path(__file__).parents[1]
@@ -53,11 +53,11 @@ def write(folder, maps, suffix, unit_m=1.0):
 @pytest.mark.parametrize(("suffix", "unit_m"), [(".npy", None), (".npz", 0.1), (".png", 1 / 256)])
 def test_files_of_every_kind_give_the_same_figures(config, tmp_path, suffix, unit_m):
     maps = maps_of(config)
-    reference = evaluate.evaluate_predictions(
+    reference = measure.evaluate_predictions(
         config, Predictions(write(tmp_path / "a", maps, ".npy")), tmp_path / "out_a"
     )["predictions"]
     folder = write(tmp_path / "b", maps, suffix, unit_m or 1.0)
-    found = evaluate.evaluate_predictions(config, Predictions(folder, unit_m), tmp_path / "out_b")
+    found = measure.evaluate_predictions(config, Predictions(folder, unit_m), tmp_path / "out_b")
     for name in metrics.NAMES:
         assert found["predictions"]["mean"][name] == pytest.approx(
             reference["mean"][name], rel=1e-3
@@ -70,8 +70,8 @@ def test_a_missing_prediction_is_named_or_skipped_and_counted(config, tmp_path):
     gone = sorted(maps)[4]
     folder = write(tmp_path / "p", {key: m for key, m in maps.items() if key != gone}, ".npy")
     with pytest.raises(PredictionError, match=rf"{gone[0]}/{gone[1]}\.npy.*is missing.*skip"):
-        evaluate.evaluate_predictions(config, Predictions(folder), tmp_path / "out")
-    found = evaluate.evaluate_predictions(config, Predictions(folder, skip=True), tmp_path / "out")
+        measure.evaluate_predictions(config, Predictions(folder), tmp_path / "out")
+    found = measure.evaluate_predictions(config, Predictions(folder, skip=True), tmp_path / "out")
     assert found["predictions"]["covered"] == {"images": 17, "of": 18}
     assert found["predictions"]["images"][gone[1]] == 2
     assert "Covers 17 of 18 images" in (tmp_path / "out" / "results.md").read_text()
@@ -80,8 +80,8 @@ def test_a_missing_prediction_is_named_or_skipped_and_counted(config, tmp_path):
 def test_another_unit_is_called_out(config, tmp_path):
     folder = write(tmp_path / "p", maps_of(config), ".npy", unit_m=0.001)
     with pytest.raises(ConfigError, match=r"median of prediction / LiDAR is .*another unit"):
-        evaluate.evaluate_predictions(config, Predictions(folder), tmp_path / "out")
-    evaluate.evaluate_predictions(config, Predictions(folder, unit_m=0.001), tmp_path / "out")
+        measure.evaluate_predictions(config, Predictions(folder), tmp_path / "out")
+    measure.evaluate_predictions(config, Predictions(folder, unit_m=0.001), tmp_path / "out")
 
 
 def _shape(path):
@@ -110,7 +110,7 @@ def test_broken_files_are_named(config, tmp_path, spoil, text):
     sample_id, camera = sorted(maps)[-1]
     spoil(folder / sample_id / f"{camera}.npy")
     with pytest.raises(PredictionError, match=rf"{camera}\.npy: .*{text}"):
-        evaluate.evaluate_predictions(config, Predictions(folder), tmp_path / "out")
+        measure.evaluate_predictions(config, Predictions(folder), tmp_path / "out")
 
 
 def test_a_png_needs_its_unit_and_sixteen_bits(config, tmp_path):

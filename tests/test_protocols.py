@@ -22,11 +22,12 @@ from jax.sharding import AxisType
 from tiny_run import tiny_config
 
 from fsmde_jax import config as config_lib
-from fsmde_jax import evaluate, metrics, prepare, protocols, scoring, tasks
+from fsmde_jax import prepare, tasks
 from fsmde_jax.config import ConfigError
 from fsmde_jax.data import lidar, pipeline, prepared
 from fsmde_jax.data.readers import dgp
-from fsmde_jax.predictions import Predictions
+from fsmde_jax.evaluate import measure, metrics, protocols, scoring
+from fsmde_jax.evaluate.depth_maps import Predictions
 from fsmde_jax.run import sharding
 
 PROTOCOLS = ("ssdepth", "vfdepth", "packnet")  # surrounddepth is ssdepth of mirrored predictions
@@ -83,9 +84,9 @@ def streamed(config, mesh, scalings, direct=None, mirrored=None):
         index = jnp.maximum(batch["sample_index"], 0)
         return jnp.where(of_mirror, tables[1][index], tables[0][index])
 
-    predictor = evaluate._predictor(config, tasks.make_task(config), predict)
+    predictor = measure._predictor(config, tasks.make_task(config), predict)
     predictors = {scaling: predictor._replace(scaling=scaling) for scaling in scalings}
-    found, _ = evaluate.evaluate_split(config, predictors, config.data.eval_split, mesh)
+    found, _ = measure.evaluate_split(config, predictors, config.data.eval_split, mesh)
     return {
         scaling: [found[scaling]["mean"][name] for name in metrics.NAMES] for scaling in scalings
     }
@@ -266,18 +267,18 @@ def test_uneven_hosts_find_the_same(ddad, tmp_path):
 def test_a_short_last_batch_is_left_out_and_said(ddad):
     ddad.evaluation.protocol = "vfdepth"
     predictor = scoring.Predictor(lambda batch: jnp.full((3, 2, 4, 4), 10.0))
-    found, _ = evaluate.evaluate_split(ddad, {"ten": predictor}, "val", mesh_of(1))
+    found, _ = measure.evaluate_split(ddad, {"ten": predictor}, "val", mesh_of(1))
     assert found["ten"]["covered"] == {"images": 16, "of": 18}
     assert sum(found["ten"]["images"].values()) == 4  # two batches of two cameras
     found["ten"]["scaling"] = "metric"
-    assert "8 of 9 samples (whole batches of 4)" in evaluate.about(ddad, found)["text"]
+    assert "8 of 9 samples (whole batches of 4)" in measure.about(ddad, found)["text"]
 
 
 def test_a_split_shorter_than_a_batch_is_refused_by_name(ddad):
     ddad.evaluation.protocol = "vfdepth"
     predictor = scoring.Predictor(lambda batch: jnp.full((3, 2, 4, 4), 10.0))
     with pytest.raises(ConfigError, match=r"1 samples in split 'train'.*batch of 4.*'vfdepth'"):
-        evaluate.evaluate_split(ddad, {"ten": predictor}, "train", mesh_of(1))
+        measure.evaluate_split(ddad, {"ten": predictor}, "train", mesh_of(1))
 
 
 def test_everything_that_changes_a_figure_is_among_the_settings(folder, ddad):
@@ -286,7 +287,7 @@ def test_everything_that_changes_a_figure_is_among_the_settings(folder, ddad):
     def settings(**changes):
         config = config_of(folder / "data", changes.pop("dataset", "ddad"), "24x40")
         config.evaluation.update(changes)
-        return evaluate.about(config, found)["settings"]
+        return measure.about(config, found)["settings"]
 
     plain = settings()
     assert plain["protocol"] == "ssdepth" and plain["mirroring"] == "none"
@@ -316,7 +317,7 @@ def test_depth_maps_from_files_are_never_called_mirrored(
     np.save(tmp_path / "map.npy", np.ones((4, 4)))
     ddad.evaluation.update({"protocol": protocol, "flip_average": flip_average})
     with pytest.raises(ConfigError, match=text):
-        evaluate.evaluate_predictions(ddad, Predictions(tmp_path), tmp_path / "out")
+        measure.evaluate_predictions(ddad, Predictions(tmp_path), tmp_path / "out")
 
 
 @pytest.mark.parametrize("protocol", ["ssdepth", "vfdepth"])
@@ -337,7 +338,7 @@ def test_each_camera_is_mirrored_where_it_is(ddad):
         seen.append(jax.device_get(batch))
         return jnp.ones((1, 2, 3, 5))
 
-    evaluate._mirror_averaged(predict, inverse=False)(jax.tree.map(jnp.asarray, batch))
+    measure._mirror_averaged(predict, inverse=False)(jax.tree.map(jnp.asarray, batch))
     direct, mirrored = seen
     np.testing.assert_array_equal(direct["image"], image)
     np.testing.assert_array_equal(mirrored["image"], image[:, :, :, ::-1])

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from fsmde_jax import metrics, results
 from fsmde_jax.errors import UserError
-from fsmde_jax.protocols import PROTOCOLS
+from fsmde_jax.evaluate import metrics, results
+from fsmde_jax.evaluate.protocols import PROTOCOLS
 
 CAMERAS = ("A", "B")
 SCENES = ("one", "two", "three", "four")

@@ -3,8 +3,8 @@ import json
 import numpy as np
 import pytest
 
-from fsmde_jax import sparsification
 from fsmde_jax.errors import UserError
+from fsmde_jax.evaluate import sparsification
 
 
 def test_curves_of_knowing_and_of_chance():

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from fsmde_jax import config as config_lib
-from fsmde_jax import evaluate, tasks
+from fsmde_jax import tasks
 from fsmde_jax.config import ConfigError
 from fsmde_jax.errors import UserError
+from fsmde_jax.evaluate import measure
 from fsmde_jax.models.foundation.mini import MiniConfig
 from fsmde_jax.models.weights import SHIPPED, WeightsError, read_foundation_config
 from fsmde_jax.run import checkpoints, sharding
@@ -62,7 +63,7 @@ def foundation(tmp_path_factory):
 
 def test_the_demo_goes_from_nothing_to_a_table(run):
     config, workdir = run
-    results = evaluate.evaluate_run(config, workdir)
+    results = measure.evaluate_run(config, workdir)
     assert list(results) == ["student", "trivial", "teacher"]
     assert len(results["student"]["cameras"]) == 6
     assert list((workdir / "report").glob("*.png"))
@@ -136,12 +137,12 @@ def test_an_arm_without_teacher_trains_no_head(run, tmp_path):
 
 def test_a_trained_foundation_model_is_a_checkpoint_that_can_be_named(foundation, tmp_path):
     config, workdir = foundation
-    trained = evaluate.evaluate_run(config, workdir)["foundation"]["mean"]
+    trained = measure.evaluate_run(config, workdir)["foundation"]["mean"]
     named = config.copy_and_resolve_references()
     named.teacher.weights, named.teacher.size = str(workdir / "weights"), ""
     assert stages.run(named, tmp_path) is None  # nothing to train
     assert not (tmp_path / "checkpoints").exists()
-    measured = evaluate.evaluate_run(named, tmp_path)["foundation"]["mean"]
+    measured = measure.evaluate_run(named, tmp_path)["foundation"]["mean"]
     assert measured["abs_rel"] == pytest.approx(trained["abs_rel"], rel=2e-3)  # half precision
     assert list((tmp_path / "report").glob("*.png"))
 
@@ -186,7 +187,7 @@ def test_the_shipped_teacher_fits_its_limits_and_knows_an_unseen_street(tmp_path
     config.world.val_scenes, config.world.samples_per_scene = 1, 1
     config.evaluation.pictures = 0
     assert stages.run(config, tmp_path / "run") is None
-    mean = evaluate.evaluate_run(config, tmp_path / "run")["foundation"]["mean"]
+    mean = measure.evaluate_run(config, tmp_path / "run")["foundation"]["mean"]
     assert mean["abs_rel"] < 0.12 and mean["delta1"] > 0.87  # .093, .898; its elder: .163, .789
 
 

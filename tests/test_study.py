@@ -17,10 +17,11 @@ from absl import flags
 from ml_collections import config_flags
 from tiny_run import prepare_recording
 
-from fsmde_jax import cache_teacher, cli, evaluate, metrics, results, study, study_report
+from fsmde_jax import cache_teacher, cli, study, study_report
 from fsmde_jax.config import ConfigError
 from fsmde_jax.errors import UserError
-from fsmde_jax.protocols import PROTOCOLS
+from fsmde_jax.evaluate import measure, metrics, results
+from fsmde_jax.evaluate.protocols import PROTOCOLS
 from fsmde_jax.study_plan import Study, default_study
 from fsmde_jax.train.loop import stages
 
@@ -75,14 +76,14 @@ class InProcess(subprocess.Popen):
             workdir = pathlib.Path(values.workdir)
             config = stages.planned(values.config, workdir)
             assert stages.run(config, workdir) is None
-            evaluate.evaluate_run(config, workdir)
+            measure.evaluate_run(config, workdir)
         elif module == "fsmde_jax.cache_teacher":
             config = stages.planned(values.config, pathlib.Path(values.workdir))
             assert stages.run_stages(config, pathlib.Path(values.workdir)) is None
             cache_teacher.build(config)
         else:
             assert module == "fsmde_jax.evaluate"
-            evaluate._run(values)
+            measure._run(values)
 
     def poll(self):
         return self.returncode

@@ -20,10 +20,11 @@ from PIL import Image
 from tensorboardX.proto import event_pb2
 from tiny_run import prepare_recording, tiny_config
 
-from fsmde_jax import cli, evaluate, files, scoring, tasks, trivial, visualize
+from fsmde_jax import cli, files, tasks, visualize
 from fsmde_jax import config as config_lib
 from fsmde_jax.data import pipeline, prepared
 from fsmde_jax.errors import UserError
+from fsmde_jax.evaluate import measure, references, scoring
 from fsmde_jax.models.foundation.vit import ViT, ViTConfig
 from fsmde_jax.models.layers.conv_norm import ConvNorm
 from fsmde_jax.run import checkpoints, fork, sharding, state
@@ -433,8 +434,8 @@ def test_evaluation_reads_the_checkpoint_and_writes_the_report(config, finished,
         return decode(encoded)
 
     monkeypatch.setattr(prepared, "decode_images", counted)
-    trivial._of_split.cache_clear()
-    results = evaluate.evaluate_run(config, finished)
+    references._of_split.cache_clear()
+    results = measure.evaluate_run(config, finished)
     assert decoded == [6, 6, 6]  # three samples of six cameras
     assert list(results) == ["student", "trivial", "teacher"]
     assert json.loads((finished / "report" / "results.json").read_text())["methods"] == results
@@ -448,7 +449,7 @@ def test_evaluation_counts_padding_for_nothing(config, finished):
     """Three validation samples in a batch of eight."""
     predictor = scoring.Predictor(lambda batch: jnp.full((8, 6, 4, 4), 10.0))
     mesh = sharding.make_mesh(config.mesh)
-    result = evaluate.evaluate_split(config, {"ten": predictor}, "val", mesh)[0]["ten"]
+    result = measure.evaluate_split(config, {"ten": predictor}, "val", mesh)[0]["ten"]
     source, cameras = pipeline.open_data(config.data, "val")
     errors = {name: [] for name in cameras}
     for sample in (source[i] for i in range(len(source))):
@@ -463,8 +464,8 @@ def test_evaluation_counts_padding_for_nothing(config, finished):
 
 def test_trivial_predictor_is_the_median_of_the_training_lidar(config):
     source, cameras = pipeline.open_data(config.data, "train")
-    depth = trivial.trivial_depth(config, cameras)
-    rows, columns = trivial.GRID
+    depth = references.trivial_depth(config, cameras)
+    rows, columns = references.GRID
     cells = {}
     for sample in (source[i] for i in range(len(source))):
         ends = np.cumsum(sample["lidar_counts"])

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from fsmde_jax.metrics import moments, sample_bilinear
+from fsmde_jax.evaluate.metrics import moments, sample_bilinear
 
 SILOG_FLOOR = 1e-3  # of a loss without error, or without a valid point
 

@@ -29,9 +29,10 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto import event_pb2
 
 from fsmde_jax import config as config_lib
-from fsmde_jax import evaluate, files, tasks
+from fsmde_jax import files, tasks
 from fsmde_jax.config import ConfigError
 from fsmde_jax.data import pipeline, prepared
+from fsmde_jax.evaluate import measure
 from fsmde_jax.models.layers import compiler
 from fsmde_jax.run import checkpoints, example, fork, sharding, teacher_outputs
 from fsmde_jax.run.state import Model, TrainState, init_state, load_trained, place_model
@@ -257,7 +258,7 @@ def _train(config: ConfigDict, workdir: pathlib.Path, stop: "StopSignal") -> int
             check(pending, state)
             saver.save(step, state.items())
         if config.train.eval_every and step % config.train.eval_every == 0:
-            found, ring = evaluate.evaluate_state(config, task, model, state, frozen, mesh)
+            found, ring = measure.evaluate_state(config, task, model, state, frozen, mesh)
             mean = found["mean"]
             writer.write(step, "eval", mean)
             writer.show(step, "eval/ring", ring)

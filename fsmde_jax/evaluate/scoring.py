@@ -1,6 +1,6 @@
 """One predictor's figures, batch by batch: read at the truth's points, scaled, compared, summed.
 
-The device's part works on points of images; merging is the host's (`fsmde_jax/results.py`).
+The device's part works on points of images; merging is the host's (`fsmde_jax/evaluate/results.py`).
 """
 
 from collections.abc import Callable, Sequence
@@ -13,8 +13,8 @@ from jax.sharding import Mesh
 from jaxtyping import Array
 from ml_collections import ConfigDict
 
-from fsmde_jax import cross_view, metrics, results
-from fsmde_jax.protocols import PROTOCOLS, Protocol
+from fsmde_jax.evaluate import cross_view, metrics, results
+from fsmde_jax.evaluate.protocols import PROTOCOLS, Protocol
 from fsmde_jax.run import sharding
 
 

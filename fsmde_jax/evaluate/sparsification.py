@@ -1,6 +1,6 @@
 """Does a student's confidence know where its depth is wrong?
 
-    python -m fsmde_jax.sparsification --checkpoint=runs/demo --out=DIR
+    python -m fsmde_jax.evaluate.sparsification --checkpoint=runs/demo --out=DIR
 
 Leaves out the least confident of the validation split's LiDAR pixels, more and more of them, and
 measures AbsRel of the rest: a curve that falls says that it does. The oracle leaves out the pixels

@@ -2,9 +2,9 @@
 `python -m fsmde_jax.evaluate --config=configs/ddad.py --predictions=DIR`.
 
 Writes `results.json`, `results.md` and pictures into `--out` (RUN/report by default): the figures
-of a protocol (`fsmde_jax/protocols.py`) with intervals over scenes; for a run's student also, from
+of a protocol (`fsmde_jax/evaluate/measure/protocols.py`) with intervals over scenes; for a run's student also, from
 the same pass, those of two references, the trivial predictor and the teacher.
-`python -m fsmde_jax.compare A B` says whether two results differ.
+`python -m fsmde_jax.evaluate.compare A B` says whether two results differ.
 """
 
 import contextlib
@@ -23,16 +23,24 @@ from jaxtyping import Array, UInt8
 from ml_collections import ConfigDict, config_flags
 from tqdm import tqdm
 
-from fsmde_jax import cli, files, metrics, protocols, results, tasks, visualize
+from fsmde_jax import cli, files, tasks, visualize
 from fsmde_jax import config as config_lib
 from fsmde_jax.config import ConfigError
 from fsmde_jax.data import lidar, pipeline
 from fsmde_jax.data.masks import ESTIMATE, Masks
-from fsmde_jax.predictions import Predictions
+from fsmde_jax.evaluate import metrics, protocols, results
+from fsmde_jax.evaluate.depth_maps import Predictions
+from fsmde_jax.evaluate.references import trivial_depth
+from fsmde_jax.evaluate.scoring import (
+    Predictor,
+    Scorer,
+    limits_m,
+    max_depth_m,
+    truth_of,
+    whole_pools,
+)
 from fsmde_jax.run import sharding
 from fsmde_jax.run.state import Model, TrainState, load_trained, place_model
-from fsmde_jax.scoring import Predictor, Scorer, limits_m, max_depth_m, truth_of, whole_pools
-from fsmde_jax.trivial import trivial_depth
 
 # A metric prediction this many times too large or small (median) has another unit.
 UNIT_RATIO = 5.0
@@ -454,7 +462,9 @@ def _in_metres(
 def _define_flags() -> None:
     config_flags.DEFINE_config_file("config", None, "Data to evaluate on.", lock_config=True)
     flags.DEFINE_string("checkpoint", None, "Folder of a run of fsmde_jax.main.")
-    flags.DEFINE_string("predictions", None, "Folder of depth maps (fsmde_jax/predictions.py).")
+    flags.DEFINE_string(
+        "predictions", None, "Folder of depth maps (fsmde_jax/evaluate/measure/depth_maps.py)."
+    )
     flags.DEFINE_float("unit_m", None, "Metres of a value of 1 in --predictions.")
     flags.DEFINE_enum("protocol", None, list(protocols.PROTOCOLS), "Instead of the config's.")
     flags.DEFINE_enum("scaling", None, metrics.SCALINGS, "Instead of the config's.")

@@ -1,4 +1,4 @@
-"""Do two results differ? `python -m fsmde_jax.compare FIRST SECOND [--out=FILE.json]`
+"""Do two results differ? `python -m fsmde_jax.evaluate.compare FIRST SECOND [--out=FILE.json]`
 
 FIRST and SECOND are folders of runs or reports, or results.json files, of the same protocol and
 data; `runs/a:teacher` takes another method of a file than its first. Prints second minus first,
@@ -11,14 +11,15 @@ from typing import Any
 
 from absl import app, flags
 
-from fsmde_jax import cli, files, results
+from fsmde_jax import cli, files
 from fsmde_jax.errors import UserError
+from fsmde_jax.evaluate import results
 
 
 def main(argv: Sequence[str]) -> None:
     """Compares two results and prints the table."""
     if len(argv) != 3:
-        raise app.UsageError("give two results: python -m fsmde_jax.compare FIRST SECOND")
+        raise app.UsageError("give two results: python -m fsmde_jax.evaluate.compare FIRST SECOND")
     with cli.errors_as_lines():
         out = pathlib.Path(flags.FLAGS.out) if flags.FLAGS.out else None
         if out:

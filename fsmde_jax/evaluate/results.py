@@ -16,9 +16,10 @@ import numpy as np
 import scipy.stats
 from jaxtyping import Float, Int
 
-from fsmde_jax import cross_view, files, metrics
+from fsmde_jax import files
 from fsmde_jax.errors import UserError, differences
-from fsmde_jax.protocols import Protocol
+from fsmde_jax.evaluate import cross_view, metrics
+from fsmde_jax.evaluate.protocols import Protocol
 
 REPLICATES = 2000
 MIN_SCENES = 2

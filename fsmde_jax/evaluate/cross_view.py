@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from fsmde_jax.metrics import masked_median
+from fsmde_jax.evaluate.metrics import masked_median
 from fsmde_jax.precision import full_precision
 
 NAMES = ("scale_spread", "overlap_disagreement")
