@@ -105,8 +105,8 @@ run(f"fsmde_jax.main --config=configs/demo.py --workdir={distilled} {WORLD}{LABE
 
 # %%
 from fsmde_jax import config as config_lib
-from fsmde_jax import visualize
 from fsmde_jax.data import pipeline
+from fsmde_jax.pictures import ring
 
 os.chdir(root)
 config = config_lib.load_config(root / distilled)
@@ -116,7 +116,7 @@ sample = pipeline.place_on_rig(
 )
 figure, axes = plt.subplots(2, len(cameras), figsize=(18, 4.4), layout="constrained")
 for i, camera in enumerate(cameras):
-    overlay = visualize.lidar_overlay(
+    overlay = ring.lidar_overlay(
         sample["image"][i], sample["lidar_xy"][i], sample["lidar_depth_m"][i], 80.0, scale=3
     )
     for axis, picture in zip(axes[:, i], (sample["image"][i], overlay), strict=True):

@@ -40,10 +40,11 @@ from PIL import Image
 from scipy.spatial import cKDTree
 from scipy.stats import spearmanr
 
-from fsmde_jax import rig, visualize
+from fsmde_jax import rig
 from fsmde_jax.data.readers import recording
 from fsmde_jax.data.readers.recording import Camera, RecordingError, Sample
 from fsmde_jax.errors import UserError
+from fsmde_jax.pictures import ring
 
 SCENES, FRAMES = 6, 3  # looked at, evenly spaced; frames of each scene
 WIDTH_PX = 320  # images are shrunk to this width before they are compared
@@ -601,7 +602,7 @@ def _draw(frame: Frame, out: Path) -> None:
     """The ring from above, and LiDAR over every image."""
     cameras, points_m = frame.sample.cameras, frame.world_points_m()
     name = frame.sample.scene_id.replace("/", "_")
-    visualize.draw_from_above(
+    ring.draw_from_above(
         [camera.name for camera in cameras],
         np.stack([camera.vehicle_from_camera for camera in cameras]),
         np.stack([camera.intrinsics for camera in cameras]),
@@ -614,4 +615,4 @@ def _draw(frame: Frame, out: Path) -> None:
         xy, depth_m, inside = _project(points_m, camera)
         scale = image.shape[1] / camera.size[1]
         overlays.append((camera, image, xy[inside] * scale, depth_m[inside]))
-    visualize.draw_overlays(overlays, out / f"{name}{_SUFFIXES[1]}")
+    ring.draw_overlays(overlays, out / f"{name}{_SUFFIXES[1]}")

@@ -41,12 +41,13 @@ from ml_collections import ConfigDict
 from PIL import Image
 from tqdm import tqdm
 
-from fsmde_jax import cli, export, files, point_cloud, rig, visualize
+from fsmde_jax import cli, export, files, rig
 from fsmde_jax import config as config_lib
 from fsmde_jax.data import inputs, photos
 from fsmde_jax.data.inputs import Item
 from fsmde_jax.errors import UserError
 from fsmde_jax.models.layers import compiler
+from fsmde_jax.pictures import point_cloud, ring
 from fsmde_jax.run import state
 
 UNIT_M = 1 / 256  # of the depth PNG; beyond 255.99 m it stays there
@@ -158,8 +159,7 @@ def _about(
         "depth": "z-depth along the optical axis, in metres; at the network's resolution",
         "depth_png_unit_m": UNIT_M,
         "confidence": "exp(-s), s the standard deviation of log depth; PNG: 255 is 1",
-        "colours": f"{visualize.COLOUR_MAP}, logarithmic from {visualize.MIN_DEPTH_M:g} to "
-        f"{max_depth_m:g} m",
+        "colours": f"{ring.COLOUR_MAP}, logarithmic from {ring.MIN_DEPTH_M:g} to {max_depth_m:g} m",
         "cloud": {"min_confidence": min_confidence, "max_depth_m": max_depth_m},
     }
 
@@ -196,7 +196,7 @@ class _Writer:
         titles = tuple(camera or item.name for camera in item.cameras)
         if "panel" in self.saves:
             path = self._path("panel", item.name, ".png")
-            visualize.draw_ring(
+            ring.draw_ring(
                 item.sample, {"depth": depth_m}, titles, self.max_depth_m, path, confidence
             )
         if {"cloud", "birds_eye", "rerun"} & set(self.saves):
@@ -208,13 +208,13 @@ class _Writer:
             point_cloud.write_ply(self._path("cloud", item.name, ".ply"), cloud)
         if "birds_eye" in self.saves:
             path = self._path("birds_eye", item.name, ".png")
-            visualize.draw_birds_eye(cloud, item.sample, titles, path, lidar_m)
+            ring.draw_birds_eye(cloud, item.sample, titles, path, lidar_m)
         if "rerun" in self.saves:
             self.rerun.add(item, depth_m, cloud, lidar_m)
         if "video" in self.saves:
             left_first = np.argsort(-rig.yaw_rad(item.sample["vehicle_from_camera"]))
             images, depths = item.sample["image"][left_first], depth_m[left_first]
-            self.video.add(visualize.stack_views(images, depths, self.max_depth_m))
+            self.video.add(ring.stack_views(images, depths, self.max_depth_m))
         self.count += 1
 
     def _write_camera(
@@ -229,7 +229,7 @@ class _Writer:
             "depth": np.clip(np.rint(depth_m / UNIT_M), 0, 65535).astype(np.uint16),
             "confidence": np.rint(confidence * 255).astype(np.uint8),
             "pictures": np.rint(
-                visualize.depth_colours(depth_m, self.max_depth_m) * 255
+                ring.depth_colours(depth_m, self.max_depth_m) * 255
             ).astype(np.uint8),
         }  # fmt: skip
         for kind, array in pictures.items():

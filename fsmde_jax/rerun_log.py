@@ -12,7 +12,7 @@ import rerun.blueprint as rrb
 from jaxtyping import Float
 
 from fsmde_jax.data.inputs import Item
-from fsmde_jax.point_cloud import PointCloud
+from fsmde_jax.pictures.point_cloud import PointCloud
 
 
 class RerunLog:

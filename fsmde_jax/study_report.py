@@ -14,10 +14,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from fsmde_jax import config as config_lib
-from fsmde_jax import files, visualize
+from fsmde_jax import files
 from fsmde_jax.data import pipeline
 from fsmde_jax.evaluate import results
 from fsmde_jax.losses.depth import SILOG_FLOOR
+from fsmde_jax.pictures import ring
 from fsmde_jax.run import sharding, state
 from fsmde_jax.study_plan import TEACHER, Run, Study
 
@@ -304,7 +305,7 @@ def _draw_samples(study: Study, runs: dict[str, Run]) -> list[str]:
             if index < 0:
                 continue
             names.append(source[index]["sample_id"].replace("/", "_") + ".jpg")
-            visualize.draw_ring(
+            ring.draw_ring(
                 {name: array[i] for name, array in host.items()},
                 {arm: of_arm[i] for arm, of_arm in depth_m.items()},
                 cameras,

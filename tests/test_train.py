@@ -20,13 +20,14 @@ from PIL import Image
 from tensorboardX.proto import event_pb2
 from tiny_run import prepare_recording, tiny_config
 
-from fsmde_jax import cli, files, tasks, visualize
+from fsmde_jax import cli, files, tasks
 from fsmde_jax import config as config_lib
 from fsmde_jax.data import pipeline, prepared
 from fsmde_jax.errors import UserError
 from fsmde_jax.evaluate import measure, references, scoring
 from fsmde_jax.models.foundation.vit import ViT, ViTConfig
 from fsmde_jax.models.layers.conv_norm import ConvNorm
+from fsmde_jax.pictures import ring
 from fsmde_jax.run import checkpoints, fork, sharding, state
 from fsmde_jax.train.loop import loop
 
@@ -91,7 +92,7 @@ def test_an_evaluation_in_training_shows_the_first_ring(config, finished):
         config.data, "val", sharding.batch_sharding(sharding.make_mesh(config.mesh))
     )
     first = {name: np.asarray(array)[0] for name, array in next(batches).items()}
-    flat = visualize.ring_views({**first, "depth_m": np.ones((6, 4, 8))}, 80.0)
+    flat = ring.ring_views({**first, "depth_m": np.ones((6, 4, 8))}, 80.0)
     assert picture.shape == flat.shape == (320, 1920, 3)  # five times as large as prepared
     np.testing.assert_array_equal(picture[:160], flat[:160])
     assert picture[160:].std() > 0

@@ -23,7 +23,7 @@ from jaxtyping import Array, UInt8
 from ml_collections import ConfigDict, config_flags
 from tqdm import tqdm
 
-from fsmde_jax import cli, files, tasks, visualize
+from fsmde_jax import cli, files, tasks
 from fsmde_jax import config as config_lib
 from fsmde_jax.config import ConfigError
 from fsmde_jax.data import lidar, pipeline
@@ -39,6 +39,7 @@ from fsmde_jax.evaluate.scoring import (
     truth_of,
     whole_pools,
 )
+from fsmde_jax.pictures import ring
 from fsmde_jax.run import sharding
 from fsmde_jax.run.state import Model, TrainState, load_trained, place_model
 
@@ -198,7 +199,7 @@ def evaluate_state(
     predictor = _predictor(config, task, lambda batch: predict(params, batch_stats, frozen, batch))
     split = config.data.eval_split
     found, drawn = evaluate_split(config, {"model": predictor}, split, mesh, shown=[0])
-    return found["model"], visualize.ring_views(drawn[0], config.evaluation.picture_max_depth_m)
+    return found["model"], ring.ring_views(drawn[0], config.evaluation.picture_max_depth_m)
 
 
 def evaluate_run(
@@ -347,7 +348,7 @@ def _report(
         results.write(out, about(config, found) | {"measured": measured}, found)
         for index, sample in drawn.items():
             name = source.read(index, pictures=False)["sample_id"].replace("/", "_")
-            visualize.draw_ring(
+            ring.draw_ring(
                 sample,
                 {"prediction": sample["depth_m"]},
                 cameras,

@@ -12,7 +12,7 @@ from PIL import Image
 
 from fsmde_jax import files, rig
 from fsmde_jax.data.readers.recording import Camera
-from fsmde_jax.point_cloud import PointCloud
+from fsmde_jax.pictures.point_cloud import PointCloud
 
 COLOUR_MAP = "turbo_r"  # near is red, far is blue
 MIN_DEPTH_M = 1.0
