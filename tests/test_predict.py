@@ -15,12 +15,12 @@ from PIL import Image
 from tiny_run import prepare_recording, tiny_config
 
 from fsmde_jax import config as config_lib
-from fsmde_jax import files, predict, prepare
-from fsmde_jax.data import inputs, photos
+from fsmde_jax import files, prepare
 from fsmde_jax.errors import UserError
 from fsmde_jax.evaluate import measure, metrics
 from fsmde_jax.evaluate.depth_maps import Predictions
 from fsmde_jax.pictures import point_cloud, ring
+from fsmde_jax.predict import inputs, photos, writer
 from fsmde_jax.train.loop import loop
 
 REPOSITORY = Path(__file__).parents[1]
@@ -47,7 +47,7 @@ def workdir(root):
 def ring(workdir, root):
     """The run's own data, predicted."""
     saves = ("depth", "npz", "confidence", "pictures", "panel", "cloud", "birds_eye")
-    assert predict.predict(workdir, root / "ring", saves=saves) == []
+    assert writer.predict(workdir, root / "ring", saves=saves) == []
     return root / "ring"
 
 
@@ -64,7 +64,7 @@ def picture(path, size, exif_mm=None):
 def test_the_depth_files_measure_as_the_checkpoint_does(workdir, ring, tmp_path):
     config = config_lib.load_config(workdir)
     expected = measure.evaluate_run(config, workdir, tmp_path / "a")["student"]["mean"]
-    for kind, unit_m in (("depth", predict.UNIT_M), ("npz", None)):
+    for kind, unit_m in (("depth", writer.UNIT_M), ("npz", None)):
         predictions = Predictions(ring / kind, unit_m, skip=True)
         found = measure.evaluate_predictions(config, predictions, tmp_path / kind)["predictions"]
         assert found["covered"] == {"images": 18, "of": 18}
@@ -135,7 +135,7 @@ def test_smear_is_found_between_two_walls_and_not_on_the_road():
 def test_a_raw_recording_is_predicted_as_its_prepared_dataset_is(workdir, root, tmp_path):
     done = prepare.prepare("ddad", root / "raw", tmp_path, (32, 64), splits=("val",))
     for name, what in (("raw", root / "raw"), ("a", done.directory), ("b", done.directory.parent)):
-        predict.predict(workdir, tmp_path / name, what, saves=("depth",))
+        writer.predict(workdir, tmp_path / name, what, saves=("depth",))
     found = [path.relative_to(tmp_path / "raw") for path in (tmp_path / "raw").rglob("*.png")]
     assert len(found) == 18
     for path in found:
@@ -149,7 +149,7 @@ def test_a_rings_broken_image_is_named_and_the_other_cameras_done(workdir, tmp_p
     picture(images[0], (20, 60))
     images[1].write_bytes(images[1].read_bytes()[:100])
     out = tmp_path / "out"
-    problems = predict.predict(workdir, out, tmp_path / "raw", saves=("depth",))
+    problems = writer.predict(workdir, out, tmp_path / "raw", saves=("depth",))
     assert len(problems) == 2
     assert f"{images[0]}: the image is 20x60, its recording says" in problems[0]
     assert f"{images[1]}: the image is truncated or broken" in problems[1]
@@ -164,7 +164,7 @@ def test_photos_with_their_focal_lengths(workdir, tmp_path, capfd):
     picture(folder / "tall.jpg", (300, 200))
     picture(folder / "tall.png", (300, 200))
     (folder / "notes.txt").touch()
-    assert predict.predict(workdir, tmp_path / "out", folder) == []
+    assert writer.predict(workdir, tmp_path / "out", folder) == []
     told = capfd.readouterr().err
     assert "guess: focal length 139 px (guessed, 60° across the longer side)" in told
     assert "film: focal length 165 px (EXIF, 40 mm on 35 mm film)" in told
@@ -178,7 +178,7 @@ def test_photos_with_their_focal_lengths(workdir, tmp_path, capfd):
         height, width = arrays["depth_m"].shape
     assert height > width and height % 32 == width % 32 == 0
     photo = folder / "guess.png"
-    predict.predict(workdir, tmp_path / "given", photo, focal_px=2 * 138.56, saves=("npz",))
+    writer.predict(workdir, tmp_path / "given", photo, focal_px=2 * 138.56, saves=("npz",))
     with np.load(tmp_path / "given/npz/guess.npz") as arrays:
         np.testing.assert_allclose(arrays["depth_m"], 2 * guessed_m, rtol=0.1)
     assert "guess: focal length 277 px (given)" in capfd.readouterr().err
@@ -222,17 +222,17 @@ def film(tmp_path):
 
 def test_a_film_in_and_out(workdir, film, tmp_path):
     out = tmp_path / "out"
-    assert predict.predict(workdir, out, film, saves=("video", "depth")) == []
+    assert writer.predict(workdir, out, film, saves=("video", "depth")) == []
     assert len(list((out / "depth").iterdir())) == 20
     video = photos.Video(out / "video.mp4")
     assert (video.count, video.fps, video.size) == (20, 10, (1920, 480))
     video.close()
-    assert predict.predict(workdir, tmp_path / "ring", max_samples=2, saves=("video",)) == []
+    assert writer.predict(workdir, tmp_path / "ring", max_samples=2, saves=("video",)) == []
     video = photos.Video(tmp_path / "ring" / "video.mp4")
     assert (video.count, video.size) == (2, (1920, 320))
     video.close()
     few = tmp_path / "few"
-    assert predict.predict(workdir, few, film, max_samples=3, saves=("depth",)) == []
+    assert writer.predict(workdir, few, film, max_samples=3, saves=("depth",)) == []
     assert [p.name for p in sorted((few / "depth").iterdir())] == [
         f"00000{i}.png" for i in range(3)
     ]
@@ -243,7 +243,7 @@ def test_a_films_corrupt_frame_is_named_and_the_rest_done(workdir, film, tmp_pat
     middle = len(content) * 2 // 3
     content[middle : middle + 1500] = bytes(1500)
     film.write_bytes(content)
-    problems = predict.predict(workdir, tmp_path / "out", film, saves=("depth",))
+    problems = writer.predict(workdir, tmp_path / "out", film, saves=("depth",))
     lost = [int(p.split("frame ")[1].split()[0]) for p in problems]
     assert problems and all(f"{film}: frame " in p and "is corrupt" in p for p in problems)
     kept = sorted(int(p.stem) for p in (tmp_path / "out/depth").iterdir())
@@ -252,16 +252,16 @@ def test_a_films_corrupt_frame_is_named_and_the_rest_done(workdir, film, tmp_pat
 
 def test_a_film_cut_short(workdir, film, tmp_path):
     film.write_bytes(film.read_bytes()[: film.stat().st_size * 2 // 3])
-    problems = predict.predict(workdir, tmp_path / "out", film, saves=("depth",))
+    problems = writer.predict(workdir, tmp_path / "out", film, saves=("depth",))
     assert problems and str(film) in problems[0]
     film.write_bytes(film.read_bytes()[:300])
     with pytest.raises(UserError, match=r"film\.mp4: no frame can be decoded"):
-        predict.predict(workdir, tmp_path / "none", film)
+        writer.predict(workdir, tmp_path / "none", film)
 
 
 def test_a_rerun_recording(workdir, tmp_path):
     pytest.importorskip("rerun")
-    predict.predict(workdir, tmp_path / "out", max_samples=2, saves=("rerun",))
+    writer.predict(workdir, tmp_path / "out", max_samples=2, saves=("rerun",))
     content = (tmp_path / "out" / "recording.rrd").read_bytes()
     assert content[:3] == b"RRF" and len(content) > 20_000
     for entity in (b"CAMERA_09/depth", b"world/lidar", b"world/cloud"):
@@ -271,11 +271,11 @@ def test_a_rerun_recording(workdir, tmp_path):
 def test_packages_that_are_missing_are_named(workdir, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"--save=rerun needs .*pip install -e \"\.\[predict\]\""):
-        predict.predict(workdir, tmp_path / "a", saves=("rerun",))
+        writer.predict(workdir, tmp_path / "a", saves=("rerun",))
     (tmp_path / "film.mp4").touch()
     with pytest.raises(UserError, match=r"imageio-ffmpeg: pip install -e \"\.\[predict\]\""):
-        predict.predict(workdir, tmp_path / "b", tmp_path / "film.mp4")
-    assert "rerun" not in predict._choose(None, "ring")
+        writer.predict(workdir, tmp_path / "b", tmp_path / "film.mp4")
+    assert "rerun" not in writer._choose(None, "ring")
     assert "no recording.rrd is written" in capsys.readouterr().err
 
 
@@ -293,16 +293,16 @@ def test_what_stops_everything_is_named(workdir, tmp_path):
         (photo, {"saves": ("video",)}, "photos are no film"),
     ):
         with pytest.raises(UserError, match=text):
-            predict.predict(workdir, out, what, **options)
+            writer.predict(workdir, out, what, **options)
         assert not out.exists()
     with pytest.raises(UserError, match="is there already; remove it"):
-        predict.predict(workdir, workdir, photo)
+        writer.predict(workdir, workdir, photo)
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot be written"):
-        predict.predict(workdir, tmp_path / "file" / "out", photo)
+        writer.predict(workdir, tmp_path / "file" / "out", photo)
     (tmp_path / "bad.jpg").write_bytes(b"no")
     with pytest.raises(UserError, match=r"nothing could be predicted: .*bad\.jpg: the image is tr"):
-        predict.predict(workdir, out, tmp_path / "bad.jpg")
+        writer.predict(workdir, out, tmp_path / "bad.jpg")
     assert not out.exists()
 
 
@@ -314,13 +314,13 @@ def test_a_full_disk_is_named(workdir, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(np, "savez_compressed", lambda *_, **__: full())
         with pytest.raises(UserError, match=r"out cannot be written \(the disk is full\)"):
-            predict.predict(workdir, tmp_path / "out", photo, saves=("depth", "npz"))
+            writer.predict(workdir, tmp_path / "out", photo, saves=("depth", "npz"))
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
     left = tmp_path / ".unfinished-out"  # as a kill leaves it
     left.mkdir()
     for name in (".made_by_fsmde_jax", "half"):
         (left / name).touch()
-    assert predict.predict(workdir, tmp_path / "out", photo, saves=("depth",)) == []
+    assert writer.predict(workdir, tmp_path / "out", photo, saves=("depth",)) == []
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"depth", "about.json"}
     assert {path.name for path in tmp_path.iterdir()} == {"a.png", "out"}
 
@@ -335,7 +335,7 @@ def test_photos_and_recordings_need_the_run_alone(workdir, root, tmp_path, monke
     picture(tmp_path / "a.png", (80, 160))
     for name, what in (("photo", Path("a.png")), ("ring", root / "raw")):
         out = tmp_path / name
-        assert predict.predict(Path("moved"), out, what, max_samples=1, saves=("depth",)) == []
+        assert writer.predict(Path("moved"), out, what, max_samples=1, saves=("depth",)) == []
         assert {Image.open(path).size for path in out.rglob("*.png")} == {(64, 32)}
 
 
@@ -362,7 +362,7 @@ def test_a_checkpoint_of_another_version_is_one_line(workdir, tmp_path, change):
     change(config)
     (run / "config.json").write_text(json.dumps(config))
     with pytest.raises(UserError) as raised:
-        predict.predict(run, tmp_path / "out", saves=("depth",))
+        writer.predict(run, tmp_path / "out", saves=("depth",))
     text = str(raised.value)
     assert str(run) in text and "\n" not in text
 
@@ -386,6 +386,6 @@ def test_the_command(workdir, tmp_path):
 def test_real_frames(workdir, shared_dir, tmp_path, name, cameras):
     what, out = shared_dir / "real" / name, tmp_path / "out"
     saves = ("depth", "cloud")
-    assert predict.predict(workdir, out, what, split="train", max_samples=1, saves=saves) == []
+    assert writer.predict(workdir, out, what, split="train", max_samples=1, saves=saves) == []
     assert len(list(out.rglob("*.png"))) == cameras
     assert len(read_ply(next(out.rglob("*.ply")))) > 1000

@@ -11,8 +11,8 @@ import rerun as rr
 import rerun.blueprint as rrb
 from jaxtyping import Float
 
-from fsmde_jax.data.inputs import Item
 from fsmde_jax.pictures.point_cloud import PointCloud
+from fsmde_jax.predict.inputs import Item
 
 
 class RerunLog:

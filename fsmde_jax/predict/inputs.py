@@ -21,10 +21,11 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from fsmde_jax import prepare, rig
-from fsmde_jax.data import photos, pipeline, prepared
+from fsmde_jax.data import pipeline, prepared
 from fsmde_jax.data.readers import recording
 from fsmde_jax.data.readers.recording import RecordingError
 from fsmde_jax.errors import UserError
+from fsmde_jax.predict import photos
 from fsmde_jax.run import example
 
 ASPECT_TOLERANCE = 0.1

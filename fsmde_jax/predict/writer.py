@@ -43,11 +43,11 @@ from tqdm import tqdm
 
 from fsmde_jax import cli, export, files, rig
 from fsmde_jax import config as config_lib
-from fsmde_jax.data import inputs, photos
-from fsmde_jax.data.inputs import Item
 from fsmde_jax.errors import UserError
 from fsmde_jax.models.layers import compiler
 from fsmde_jax.pictures import point_cloud, ring
+from fsmde_jax.predict import inputs, photos
+from fsmde_jax.predict.inputs import Item
 from fsmde_jax.run import state
 
 UNIT_M = 1 / 256  # of the depth PNG; beyond 255.99 m it stays there
@@ -180,7 +180,7 @@ class _Writer:
         if "video" in saves:
             self.video = photos.VideoWriter(out / "video.mp4", fps)
         if "rerun" in saves:
-            from fsmde_jax.rerun_log import RerunLog  # only here: it is an extra
+            from fsmde_jax.predict.rerun_log import RerunLog  # only here: it is an extra
 
             self.rerun = RerunLog(out / "recording.rrd", max_depth_m)
 
