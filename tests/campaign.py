@@ -396,9 +396,9 @@ def read_all(folder: pathlib.Path) -> dict:
     from flax import nnx
 
     from fsmde_jax import config as config_lib
-    from fsmde_jax import prepare
     from fsmde_jax.data import prepared, teacher_cache
     from fsmde_jax.evaluate import results
+    from fsmde_jax.prepare import scenes
     from fsmde_jax.run import state
     from fsmde_jax.train.loop import loop
 
@@ -414,7 +414,7 @@ def read_all(folder: pathlib.Path) -> dict:
     found["student"] = _digest(np.asarray(leaf) for leaf in leaves)
     found["results"] = results.read(run)["methods"]
     raw = data / "world_raw" / "campaign"
-    prepare.prepare("world", raw, data, (32, 64), config_name="campaign")
+    scenes.prepare("world", raw, data, (32, 64), config_name="campaign")
     for split in ("train", "val"):
         source = prepared.open_split(data, "world", "campaign", split)
         for index in range(len(source)):

@@ -8,8 +8,8 @@ import pytest
 import rig_faults
 from PIL import Image
 
-from fsmde_jax import check_rig, prepare
 from fsmde_jax.data.readers import dgp, nuscenes, rig_folder
+from fsmde_jax.prepare import check_rig, scenes
 
 REPOSITORY = Path(__file__).parents[1]
 SPLITS = ("train", "val")
@@ -105,7 +105,7 @@ def test_the_command_prints_what_it_found_and_fails(copy, tmp_path):
 
 
 def test_a_sound_rig_ends_well_and_an_absent_one_is_named(sound, tmp_path, capsys, no_pictures):
-    assert prepare.check("rig", sound, tmp_path, SPLITS) == 0
+    assert scenes.check("rig", sound, tmp_path, SPLITS) == 0
     assert "nothing looks wrong" in capsys.readouterr().out
-    with pytest.raises(prepare.PrepareError, match=r"no rig\.json"):
-        prepare.check("rig", tmp_path / "nowhere", tmp_path, SPLITS)
+    with pytest.raises(scenes.PrepareError, match=r"no rig\.json"):
+        scenes.check("rig", tmp_path / "nowhere", tmp_path, SPLITS)

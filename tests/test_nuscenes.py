@@ -18,14 +18,14 @@ from dgp_fixture import Break, write_json
 from PIL import Image
 from scipy.spatial.transform import Rotation
 
-from fsmde_jax import prepare as prepare_module
 from fsmde_jax.config import default_config
 from fsmde_jax.data import lidar, pipeline, prepared
 from fsmde_jax.data.readers import dgp, nuscenes, recording
 from fsmde_jax.data.readers.recording import RecordingError
 from fsmde_jax.errors import UserError
 from fsmde_jax.evaluate import measure
-from fsmde_jax.prepare import PrepareError, prepare
+from fsmde_jax.prepare import scenes as prepare_module
+from fsmde_jax.prepare.scenes import PrepareError, prepare
 from fsmde_jax.run import sharding
 from fsmde_jax.world import WorldConfig, write_world
 from fsmde_jax.world.nuscenes_layout import CHANNELS, VERSION, write_nuscenes

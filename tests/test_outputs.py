@@ -9,13 +9,14 @@ from dgp_fixture import write_recording
 from test_results import filled, write
 from test_sparsification import report
 
-from fsmde_jax import benchmark, check_rig, files, study_report
+from fsmde_jax import benchmark, files, study_report
 from fsmde_jax.config import default_config
 from fsmde_jax.data import teacher_cache
 from fsmde_jax.data.readers import dgp
 from fsmde_jax.errors import UserError
 from fsmde_jax.evaluate import compare, measure, results
 from fsmde_jax.evaluate.depth_maps import Predictions
+from fsmde_jax.prepare import check_rig
 
 
 def _evaluate(folder):

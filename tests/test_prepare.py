@@ -21,14 +21,14 @@ from dgp_fixture import BREAKS, HEIGHT, NUM_SAMPLES, WIDTH
 from PIL import Image
 
 import fsmde_jax
-from fsmde_jax import prepare as prepare_module
 from fsmde_jax import rig
 from fsmde_jax.data import lidar, prepared
 from fsmde_jax.data.prepared import PreparedSplit
 from fsmde_jax.data.readers import dgp, recording
 from fsmde_jax.data.readers.recording import RecordingError
 from fsmde_jax.errors import UserError
-from fsmde_jax.prepare import PrepareError, prepare
+from fsmde_jax.prepare import scenes as prepare_module
+from fsmde_jax.prepare.scenes import PrepareError, prepare
 
 SIZE = (15, 24)
 NATIVE = (HEIGHT, WIDTH)

@@ -22,12 +22,13 @@ from jax.sharding import AxisType
 from tiny_run import tiny_config
 
 from fsmde_jax import config as config_lib
-from fsmde_jax import prepare, tasks
+from fsmde_jax import tasks
 from fsmde_jax.config import ConfigError
 from fsmde_jax.data import lidar, pipeline, prepared
 from fsmde_jax.data.readers import dgp
 from fsmde_jax.evaluate import measure, metrics, protocols, scoring
 from fsmde_jax.evaluate.depth_maps import Predictions
+from fsmde_jax.prepare import scenes
 from fsmde_jax.run import sharding
 
 PROTOCOLS = ("ssdepth", "vfdepth", "packnet")  # surrounddepth is ssdepth of mirrored predictions
@@ -43,7 +44,7 @@ def folder(tmp_path_factory):
         protocol_inputs.write(dataset, root / "raw" / dataset)
         protocol_inputs.write_masks(root / "masks" / dataset, dataset)
         raw = root / "raw" / dataset
-        prepare.prepare(dataset, raw, root / "data", protocol_inputs.NETWORK, num_workers=1)
+        scenes.prepare(dataset, raw, root / "data", protocol_inputs.NETWORK, num_workers=1)
     return root
 
 
@@ -209,7 +210,7 @@ def test_batches_and_devices_change_nothing(ddad, protocol):
 def test_real_samples(shared_dir, tmp_path_factory, protocol):
     root = tmp_path_factory.getbasetemp() / "real_protocols"
     if not root.exists():
-        prepare.prepare("ddad", shared_dir / "real" / "dgp", root, (96, 160))
+        scenes.prepare("ddad", shared_dir / "real" / "dgp", root, (96, 160))
     config = config_of(root, "ddad", "96x160")
     config.data.eval_batch_size = 2
     config.evaluation.protocol = protocol

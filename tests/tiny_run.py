@@ -4,14 +4,14 @@ import pathlib
 
 from dgp_fixture import write_recording
 
-from fsmde_jax import prepare
 from fsmde_jax.config import default_config
+from fsmde_jax.prepare import scenes
 
 
 def prepare_recording(root: pathlib.Path) -> pathlib.Path:
     """Writes and prepares a recording at 32x64; returns the data_dir."""
     write_recording(root / "raw")
-    prepare.prepare("ddad", root / "raw", root / "data", (32, 64), image_format="png")
+    scenes.prepare("ddad", root / "raw", root / "data", (32, 64), image_format="png")
     return root / "data"
 
 

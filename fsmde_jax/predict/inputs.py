@@ -20,12 +20,13 @@ from jaxtyping import Float, UInt8
 from ml_collections import ConfigDict
 from PIL import Image
 
-from fsmde_jax import prepare, rig
+from fsmde_jax import rig
 from fsmde_jax.data import pipeline, prepared
 from fsmde_jax.data.readers import recording
 from fsmde_jax.data.readers.recording import RecordingError
 from fsmde_jax.errors import UserError
 from fsmde_jax.predict import photos
+from fsmde_jax.prepare import scenes
 from fsmde_jax.run import example
 
 ASPECT_TOLERANCE = 0.1
@@ -99,7 +100,7 @@ def open_inputs(
             return _of_prepared(_split_of(folder, split), data.downscale)
     for dataset in ("rig", "nuscenes", "ddad"):
         try:
-            found = prepare.READERS[dataset].find(path)
+            found = scenes.READERS[dataset].find(path)
         except FileNotFoundError:
             continue
         return _of_recording(dataset, found, split, config, network_size(config, workdir))
@@ -168,14 +169,14 @@ def _of_recording(
     dataset: str, found: Path, split: str, config: ConfigDict, size: tuple[int, int]
 ) -> Inputs:
     """Samples as `prepare` would store them, without storing them."""
-    reader, scale = prepare.READERS[dataset], config.data.downscale
+    reader, scale = scenes.READERS[dataset], config.data.downscale
     height, width = size
     options = {"name": "predict", "image_size": (height * scale, width * scale)}
-    builder = prepare.make_builder(dataset, tuple(options.items()))
+    builder = scenes.make_builder(dataset, tuple(options.items()))
     folder = tempfile.TemporaryDirectory(prefix="fsmde_jax_plan_")
     planned = reader.plan(found, (split,), Path(folder.name))[split]
     scenes = [(scene_id, path) for scene_id, path in planned.items()]
-    count = sum(prepare.num_samples(reader, path) or 1 for _, path in scenes)
+    count = sum(scenes.num_samples(reader, path) or 1 for _, path in scenes)
 
     def items() -> Iterator[Item | UserError]:
         with folder:

@@ -5,9 +5,10 @@ import pathlib
 
 from ml_collections import ConfigDict
 
-from fsmde_jax import cli, prepare, tasks
+from fsmde_jax import cli, tasks
 from fsmde_jax.config import HEAD_FOLDER, validate
 from fsmde_jax.data import prepared
+from fsmde_jax.prepare import scenes
 from fsmde_jax.run import checkpoints
 from fsmde_jax.train.loop import loop
 from fsmde_jax.world import WorldConfig, write_world
@@ -100,7 +101,7 @@ def make_world(config: ConfigDict) -> None:
     if source.is_dir() or not directory.is_dir():
         log.info("Rendering the miniature world into %s", source)
         write_world(WorldConfig(**world), source)
-    summary = prepare.prepare(
+    summary = scenes.prepare(
         data.dataset,
         source,
         pathlib.Path(data.data_dir),

@@ -800,7 +800,7 @@ def _define_flags() -> None:
 
 def check(dataset: str, source: Path, data_dir: Path, splits: tuple[str, ...]) -> int:
     """Prints what looks wrong with a recording and draws it; 1 if anything does."""
-    from fsmde_jax import check_rig  # slow to import, and every worker imports this module
+    from fsmde_jax.prepare import check_rig  # slow to import, and every worker imports this module
 
     _find_source(dataset, source)
     pictures = data_dir / f"{dataset}_check"
