@@ -12,7 +12,7 @@ and with the lower temperature.
 import pathlib
 import runpy
 
-from fsmde_jax.study_plan import default_study
+from fsmde_jax.study.plan import default_study
 
 SMALL = {"objective.ckd_divergence": 0.1, "objective.ckd_crossing": 0.5, "objective.vrkd": 0.1}
 

@@ -16,7 +16,7 @@ takes over the five that are there; its report replaces the other until that is 
 
 from fsmde_jax.losses.arms import ARMS
 from fsmde_jax.losses.objective import DISTILLATION
-from fsmde_jax.study_plan import default_study
+from fsmde_jax.study.plan import default_study
 
 LEARNING_RATES = (4e-3, 8e-3, 16e-3)  # of the arms without weights
 TRIALS = ((8e-3, 1.0), (16e-3, 1.0), (8e-3, 3.0))  # learning rate, factor of the arm's weights

@@ -7,7 +7,7 @@ teacher that cannot be better: the truth of the training streets in bins of log 
 """
 
 from fsmde_jax.losses.objective import DISTILLATION
-from fsmde_jax.study_plan import default_study
+from fsmde_jax.study.plan import default_study
 
 
 def get_config():

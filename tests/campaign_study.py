@@ -2,7 +2,7 @@
 
 import pathlib
 
-from fsmde_jax.study_plan import default_study
+from fsmde_jax.study.plan import default_study
 
 
 def get_config():

@@ -14,7 +14,8 @@ import jax
 import numpy as np
 import torch
 
-from fsmde_jax import cli, timing
+from fsmde_jax import cli
+from fsmde_jax.benchmark import timing
 from fsmde_jax.models.layers import convolution, winograd
 
 REPEATS = 11

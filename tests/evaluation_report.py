@@ -13,7 +13,7 @@ import time
 import numpy as np
 import protocol_reference
 
-from fsmde_jax import timing
+from fsmde_jax.benchmark import timing
 from fsmde_jax.config import default_config
 from fsmde_jax.evaluate import metrics, protocols, scoring
 from fsmde_jax.run import sharding

@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 from tiny_run import tiny_config
 
-from fsmde_jax import benchmark, timing
+from fsmde_jax.benchmark import inference, timing
 from fsmde_jax.losses.objective import silog_on_lidar
 from fsmde_jax.models.student import Student, StudentConfig
 
@@ -59,7 +59,7 @@ def batch():
 )
 def test_torch_student_and_its_loss_are_ours(centers_kind, mean_of, batch):
     torch = pytest.importorskip("torch")
-    from fsmde_jax.models import torch_student
+    from fsmde_jax.benchmark import torch_student
 
     student = small_student(centers_kind, mean_of)
     inputs = map(jnp.asarray, (batch["image"], batch["intrinsics"], np.ones((2, 3), bool)))
@@ -80,7 +80,7 @@ def test_torch_student_and_its_loss_are_ours(centers_kind, mean_of, batch):
 
 def test_torch_student_learns(batch):
     torch = pytest.importorskip("torch")
-    from fsmde_jax.models import torch_student
+    from fsmde_jax.benchmark import torch_student
 
     model = torch_student.TorchStudent(small_student("widths", "depth")).train()
     step = torch_student.make_train_step(model, 1e-3, 1.0, 0.85)
@@ -94,17 +94,17 @@ def test_report_has_every_section(monkeypatch, tmp_path, capsys):
         monkeypatch.setattr(sys.modules["torch"], "compile", lambda module: module)
     config = tiny_config(tmp_path)
     ceilings = timing.Ceilings(1e12, 1e11)
-    rows = benchmark.inference(config, ["tiny"], [1], 1, ceilings)
+    rows = inference.inference(config, ["tiny"], [1], 1, ceilings)
     names = [row["what"] for row in rows]
     assert names[0] == "tiny, jax" and names[-1].startswith("teacher dpt")
     assert all(row["relative error"] is None or row["relative error"] < 1e-4 for row in rows)
     assert rows[0]["GFLOP"] > 0 and rows[0]["memory (MiB)"] > 0
     # One training step is compiled, not three: they are a minute of compilation.
-    step = benchmark._step(config, source="cached")
-    monkeypatch.setattr(benchmark, "_step", lambda *args, **kwargs: step)
-    steps = benchmark.training(config, 1, ceilings)
+    step = inference._step(config, source="cached")
+    monkeypatch.setattr(inference, "_step", lambda *args, **kwargs: step)
+    steps = inference.training(config, 1, ceilings)
     assert [row["step"] for row in steps][:2] == ["supervised, jax", "cached teacher, jax"]
-    assert benchmark.input_rate(config) == []
+    assert inference.input_rate(config) == []
     assert "prepare it first" in capsys.readouterr().out
     json.dumps([rows, steps])
     assert len(timing.markdown(rows)) == len(rows) + 2

@@ -12,7 +12,8 @@ import pytest
 from test_train import read_metrics
 from tiny_run import prepare_recording, tiny_config
 
-from fsmde_jax import cache_teacher, files
+from fsmde_jax import files
+from fsmde_jax.cache_teacher import fill
 from fsmde_jax.config import ConfigError, validate
 from fsmde_jax.data import teacher_cache
 from fsmde_jax.data.teacher_cache import TeacherCacheError
@@ -36,7 +37,7 @@ def config(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def cached(config):
-    cache_teacher.build(config)
+    fill.build(config)
     cached = config.copy_and_resolve_references()
     cached.teacher.source = "cached"
     return cached
@@ -62,7 +63,7 @@ def test_cached_training_has_the_losses_of_online_training(config, cached, tmp_p
 
 
 def test_verification_passes_and_notices_a_wrong_entry(cached, capsys):
-    cache_teacher.verify(cached, 6)
+    fill.verify(cached, 6)
     assert "6 entries recomputed; largest differences: probability" in capsys.readouterr().out
     directory = teacher_cache.directory_of(cached)
     file = directory / "000000.array_record"
@@ -73,11 +74,11 @@ def test_verification_passes_and_notices_a_wrong_entry(cached, capsys):
     written = (directory / "chunks.json").read_bytes()
     teacher_cache.write_chunk(directory, 0, iter(wrong))
     with pytest.raises(TeacherCacheError, match="is not what this teacher says"):
-        cache_teacher.verify(cached, 6)
+        fill.verify(cached, 6)
     (directory / "chunks.json").write_bytes(written)
     file.write_bytes(_flipped(content))
     with pytest.raises(TeacherCacheError, match=r"000000\.array_record: damaged since they were w"):
-        cache_teacher.verify(cached, 6)
+        fill.verify(cached, 6)
     file.write_bytes(content)
 
 
@@ -186,7 +187,7 @@ def test_a_cache_cut_in_half_is_named_and_resumed(cached, monkeypatch, tmp_path)
     monkeypatch.setattr(teacher_cache, "CHUNK", 2)
     halved = cached.copy_and_resolve_references()
     halved.teacher.cache_dir = str(tmp_path / "cache")
-    cache_teacher.build(halved)
+    fill.build(halved)
     chunks = sorted((tmp_path / "cache").glob("*.array_record"))
     assert len(chunks) == 3
     kept = chunks[0].stat().st_mtime_ns
@@ -195,10 +196,10 @@ def test_a_cache_cut_in_half_is_named_and_resumed(cached, monkeypatch, tmp_path)
     chunks[2].rename(chunks[2].with_suffix(".incomplete"))  # as an interruption leaves it
     with pytest.raises(TeacherCacheError, match=r"lacks the samples 2 to 3, 4 to 5 .*Resume it"):
         loop.train(halved, tmp_path / "run")
-    cache_teacher.build(halved)
+    fill.build(halved)
     assert chunks[0].stat().st_mtime_ns == kept
     assert chunks[1].read_bytes() == expected
-    cache_teacher.verify(halved, 6)
+    fill.verify(halved, 6)
 
 
 @pytest.mark.parametrize(
@@ -217,7 +218,7 @@ def test_a_cache_of_something_else_is_refused_by_name(cached, change, message, t
     with pytest.raises(TeacherCacheError, match=message):
         loop.train(other, tmp_path)
     with pytest.raises(TeacherCacheError, match=message):
-        cache_teacher.build(other)
+        fill.build(other)
 
 
 def test_a_cache_without_what_the_objective_reads_is_refused_by_name(cached, tmp_path):

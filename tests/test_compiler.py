@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 from jax.experimental.compilation_cache import compilation_cache
 
-from fsmde_jax import export
+from fsmde_jax.export import formats
 from fsmde_jax.models.layers import compiler
 from fsmde_jax.models.student import Student, StudentConfig
 
@@ -46,7 +46,7 @@ def test_a_student_predicts_the_same(options, student, rig):
     student.eval()
     depths, texts = [], []
     for chosen in ({}, compiler.inference_options()):
-        _, predict = compiler.Program(export.inference(student), chosen).compile(*rig)
+        _, predict = compiler.Program(formats.inference(student), chosen).compile(*rig)
         depths.append(predict(*rig)[0])
         texts.append(predict.as_text())
     assert ["__onednn$convolution" in text for text in texts] == [False, True]

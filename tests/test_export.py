@@ -15,8 +15,8 @@ from PIL import Image
 from tiny_run import prepare_recording, tiny_config
 
 from fsmde_jax import config as config_lib
-from fsmde_jax import export
 from fsmde_jax.errors import UserError
+from fsmde_jax.export import formats
 from fsmde_jax.models.student import Student, StudentConfig
 from fsmde_jax.run import state
 from fsmde_jax.train.loop import loop
@@ -55,7 +55,7 @@ def test_a_function_is_the_students_in_a_process_without_the_package(workdir, tm
     for package in ("onnx", "onnxruntime") if format_ == "onnx" else ("flatbuffers",):
         pytest.importorskip(package)
     folder = tmp_path / "out"
-    export.export(workdir, format_, folder)
+    formats.export(workdir, format_, folder)
     (difference,) = run_readme(folder)
     test = np.load(folder / "self_test.npz")
     assert float(difference) < 1e-4 * test["depth_m"].min()
@@ -64,7 +64,7 @@ def test_a_function_is_the_students_in_a_process_without_the_package(workdir, tm
 
     student = state.load_student(config_lib.load_config(workdir), workdir)
     image, intrinsics = three_of(test)
-    expected = jax.jit(export.inference(student))(image, intrinsics)
+    expected = jax.jit(formats.inference(student))(image, intrinsics)
     if format_ == "onnx":
         session = importlib.import_module("onnxruntime").InferenceSession(folder / "student.onnx")
         found = session.run(None, {"image": image, "intrinsics": intrinsics})
@@ -87,7 +87,7 @@ def test_real_frames_in_a_process_without_the_package(workdir, shared_dir, tmp_p
     for package in ("onnx", "onnxruntime") if format_ == "onnx" else ("flatbuffers",):
         pytest.importorskip(package)
     folder = tmp_path / "out"
-    export.export(workdir, format_, folder)
+    formats.export(workdir, format_, folder)
     test = np.load(folder / "self_test.npz")
     _, cameras, height, width, _ = test["image"].shape
     frames = sorted((shared_dir / "real/dgp/scene_01/rgb").rglob("*.jpg"))
@@ -98,7 +98,7 @@ def test_real_frames_in_a_process_without_the_package(workdir, shared_dir, tmp_p
     )
     intrinsics = np.tile(test["intrinsics"], (3, 1, 1, 1))
     student = state.load_student(config_lib.load_config(workdir), workdir)
-    depth_m, confidence = jax.jit(export.inference(student))(image, intrinsics)
+    depth_m, confidence = jax.jit(formats.inference(student))(image, intrinsics)
     values = {"depth_m": depth_m, "confidence": confidence}
     np.savez(folder / "real.npz", image=image, intrinsics=intrinsics, **values)
     more = f"""
@@ -113,7 +113,7 @@ for batch in (1, 3):
 
 def test_parameters_are_read_without_the_package(workdir, tmp_path):
     folder = tmp_path / "out"
-    export.export(workdir, "orbax", folder)
+    formats.export(workdir, "orbax", folder)
     more = "import jax; print(sorted(params), sum(x.size for x in jax.tree.leaves(params)))"
     (line,) = run_readme(folder, more)
     assert line.startswith("['decoder', 'encoder', 'head'] ")
@@ -134,17 +134,17 @@ def moved(workdir, tmp_path, monkeypatch):
 
 
 def test_a_run_is_exported_without_its_data(workdir, moved, tmp_path):
-    export.export(moved, "orbax", tmp_path / "out")
+    formats.export(moved, "orbax", tmp_path / "out")
     found, sample = np.load(tmp_path / "out" / "self_test.npz"), np.load(workdir / "example.npz")
     np.testing.assert_array_equal(found["image"], sample["image"][None])
     assert found["image"].shape == (1, 6, 32, 64, 3) and found["image"].std() > 1
     (moved / "example.npz").write_bytes((moved / "example.npz").read_bytes()[:-300])
     with pytest.raises(UserError, match=r"example\.npz is damaged"):
-        export.export(moved, "orbax", tmp_path / "again")
+        formats.export(moved, "orbax", tmp_path / "again")
     (moved / "example.npz").unlink()
     with pytest.raises(UserError, match=r"was made before a run kept an example"):
-        export.export(moved, "orbax", tmp_path / "again")
-    export.export(workdir, "orbax", tmp_path / "again")  # a run of before, whose data is there
+        formats.export(moved, "orbax", tmp_path / "again")
+    formats.export(workdir, "orbax", tmp_path / "again")  # a run of before, whose data is there
 
 
 def test_an_export_that_fails_leaves_nothing_and_the_same_command_goes_on(
@@ -155,15 +155,15 @@ def test_an_export_that_fails_leaves_nothing_and_the_same_command_goes_on(
         raise ValueError("OUT_OF_RANGE: Error writing a/0.0: No space left on device")  # as Orbax
 
     with monkeypatch.context() as patch:
-        patch.setattr(export.checkpoints, "save_tree", full)
+        patch.setattr(formats.checkpoints, "save_tree", full)
         with pytest.raises(UserError, match=r"out cannot be written \(the disk is full\)"):
-            export.export(workdir, "orbax", tmp_path / "out")
+            formats.export(workdir, "orbax", tmp_path / "out")
         assert not any(tmp_path.iterdir())
     left = tmp_path / ".unfinished-out"  # as a kill leaves it
     left.mkdir()
     for name in (".made_by_fsmde_jax", "half"):
         (left / name).touch()
-    export.export(workdir, "orbax", tmp_path / "out")
+    formats.export(workdir, "orbax", tmp_path / "out")
     assert {p.name for p in tmp_path.iterdir()} == {"out"}
     names = {"params", "self_test.npz", "student.json", "README.md"}
     assert {p.name for p in (tmp_path / "out").iterdir()} == names
@@ -191,16 +191,16 @@ def test_what_cannot_be_exported_is_named(workdir, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr("importlib.util.find_spec", lambda name: None)
         with pytest.raises(UserError, match=r"--format=onnx needs the package onnx"):
-            export.export(workdir, "onnx", tmp_path / "out")
+            formats.export(workdir, "onnx", tmp_path / "out")
     with pytest.raises(UserError, match=r"--format=tflite: use one of orbax, stablehlo, onnx"):
-        export.export(workdir, "tflite", tmp_path / "out")
+        formats.export(workdir, "tflite", tmp_path / "out")
     with pytest.raises(UserError, match="is there already"):
-        export.export(workdir, "orbax", workdir)
+        formats.export(workdir, "orbax", workdir)
     with pytest.raises(UserError, match="is no run's folder"):
-        export.export(tmp_path, "orbax", tmp_path / "out")
+        formats.export(tmp_path, "orbax", tmp_path / "out")
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot be written"):
-        export.export(workdir, "orbax", tmp_path / "file" / "out")
+        formats.export(workdir, "orbax", tmp_path / "file" / "out")
 
 
 @pytest.mark.parametrize(
@@ -214,7 +214,7 @@ def test_what_cannot_be_exported_is_named(workdir, tmp_path, monkeypatch):
 )
 def test_onnx_knows_every_kind_of_student(size, centers_of, centers_kind, mean_of):
     onnxruntime = pytest.importorskip("onnxruntime")
-    onnx_graph = pytest.importorskip("fsmde_jax.onnx_graph")
+    onnx_graph = pytest.importorskip("fsmde_jax.export.formats.onnx_graph")
     build = functools.partial(
         Student,
         StudentConfig.named(size),
@@ -233,8 +233,8 @@ def test_onnx_knows_every_kind_of_student(size, centers_of, centers_kind, mean_o
         "image": rng.integers(0, 255, (2, 3, 32, 64, 3), np.uint8),
         "intrinsics": np.tile(np.eye(3, dtype=np.float32) * 35, (2, 3, 1, 1)),
     }
-    function = export.inference(student)
-    model = onnx_graph.convert(function, export.free_batch(inputs), export.OUTPUTS)
+    function = formats.inference(student)
+    model = onnx_graph.convert(function, formats.free_batch(inputs), formats.OUTPUTS)
     if size in ("mobilenetv2", "efficientnet_lite0"):
         groups = [
             attribute.i
@@ -251,7 +251,7 @@ def test_onnx_knows_every_kind_of_student(size, centers_of, centers_kind, mean_o
 
 
 def test_onnx_names_what_it_does_not_know():
-    onnx_graph = pytest.importorskip("fsmde_jax.onnx_graph")
+    onnx_graph = pytest.importorskip("fsmde_jax.export.formats.onnx_graph")
     spec = jax.ShapeDtypeStruct((2, 3), jnp.float32)
     with pytest.raises(UserError, match=r"does not know JAX's 'sort'"):
         onnx_graph.convert(lambda x: (jnp.sort(x),), {"x": spec}, ["y"])

@@ -9,7 +9,8 @@ from dgp_fixture import write_recording
 from test_results import filled, write
 from test_sparsification import report
 
-from fsmde_jax import benchmark, files, study_report
+from fsmde_jax import files
+from fsmde_jax.benchmark import inference
 from fsmde_jax.config import default_config
 from fsmde_jax.data import teacher_cache
 from fsmde_jax.data.readers import dgp
@@ -17,6 +18,7 @@ from fsmde_jax.errors import UserError
 from fsmde_jax.evaluate import compare, measure, results
 from fsmde_jax.evaluate.depth_maps import Predictions
 from fsmde_jax.prepare import check_rig
+from fsmde_jax.study import report
 
 
 def _evaluate(folder):
@@ -25,7 +27,7 @@ def _evaluate(folder):
 
 
 def _study(folder):
-    study_report.refuse_foreign(folder)
+    report.refuse_foreign(folder)
     files.write_json(folder / "study.json", {"arms": {}, "baseline": "supervised"})
 
 
@@ -137,18 +139,18 @@ def test_compare_replaces_only_comparisons(tmp_path, monkeypatch, capsys):
 
 
 def test_benchmark_replaces_only_its_reports(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(benchmark.flags, "FLAGS", types.SimpleNamespace(repeats=1))
+    monkeypatch.setattr(inference.flags, "FLAGS", types.SimpleNamespace(repeats=1))
     out = tmp_path / "speed.md"
     for _ in range(2):
-        benchmark.refuse_other(out)
-        benchmark._report({"input": [{"samples / s": 1.0}]}, out)
+        inference.refuse_other(out)
+        inference._report({"input": [{"samples / s": 1.0}]}, out)
     assert json.loads((tmp_path / "speed.json").read_text())["input"] == [{"samples / s": 1.0}]
     for name, text in (("README.md", "no report of this"), ("speed.json", r"name a \.md file")):
         (tmp_path / name).write_text("{}")
         with pytest.raises(UserError, match=text):
-            benchmark.refuse_other(tmp_path / name)
+            inference.refuse_other(tmp_path / name)
     with pytest.raises(UserError, match=r"speed\.json is there already"):
-        benchmark.refuse_other(out)
+        inference.refuse_other(out)
 
 
 def test_pictures_of_a_rig_are_drawn_among_no_other_files(tmp_path):

@@ -17,12 +17,14 @@ from absl import flags
 from ml_collections import config_flags
 from tiny_run import prepare_recording
 
-from fsmde_jax import cache_teacher, cli, study, study_report
+from fsmde_jax import cli
+from fsmde_jax.cache_teacher import fill
 from fsmde_jax.config import ConfigError
 from fsmde_jax.errors import UserError
 from fsmde_jax.evaluate import measure, metrics, results
 from fsmde_jax.evaluate.protocols import PROTOCOLS
-from fsmde_jax.study_plan import Study, default_study
+from fsmde_jax.study import execute, report
+from fsmde_jax.study.plan import Study, default_study
 from fsmde_jax.train.loop import stages
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -80,7 +82,7 @@ class InProcess(subprocess.Popen):
         elif module == "fsmde_jax.cache_teacher":
             config = stages.planned(values.config, pathlib.Path(values.workdir))
             assert stages.run_stages(config, pathlib.Path(values.workdir)) is None
-            cache_teacher.build(config)
+            fill.build(config)
         else:
             assert module == "fsmde_jax.evaluate"
             measure._run(values)
@@ -123,8 +125,8 @@ class Pretend(subprocess.Popen):
 
 @pytest.fixture
 def pretend(monkeypatch):
-    monkeypatch.setattr(study.subprocess, "Popen", Pretend)
-    monkeypatch.setattr(study, "POLL_S", 0.0)
+    monkeypatch.setattr(execute.subprocess, "Popen", Pretend)
+    monkeypatch.setattr(execute, "POLL_S", 0.0)
     Pretend.commands, Pretend.interrupt_at = [], None
     return Pretend
 
@@ -152,10 +154,10 @@ def done(config, tmp_path_factory):
     config.comparisons = (("supervised", "vrkd"),)
     whole = Study(config, tmp_path_factory.mktemp("workdir"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(study.subprocess, "Popen", InProcess)
-        patch.setattr(study, "POLL_S", 0.0)
-        assert study.execute(whole) == []
-    assert study_report.write(whole) == []
+        patch.setattr(execute.subprocess, "Popen", InProcess)
+        patch.setattr(execute, "POLL_S", 0.0)
+        assert execute.execute(whole) == []
+    assert report.write(whole) == []
     return whole
 
 
@@ -175,11 +177,11 @@ def jobs_of(commands):
 def test_a_study_goes_on_where_it_was_interrupted(config, pretend, tmp_path):
     pretend.interrupt_at = 4
     with pytest.raises(KeyboardInterrupt):
-        study.execute(Study(config, tmp_path))
+        execute.execute(Study(config, tmp_path))
     before = [("main", f"{arm}/trial{k}") for arm in config.arms for k in (0, 1)]
     assert jobs_of(pretend.commands)[1:] == before[:3]
     pretend.commands, pretend.interrupt_at = [], None
-    assert study.execute(Study(config, tmp_path)) == []
+    assert execute.execute(Study(config, tmp_path)) == []
     runs = [f"{arm}/seed{k}" for arm in config.arms for k in (0, 1)]
     # All seeds are trained before the test data is touched.
     after = [("main", run) for run in runs] + [("evaluate", run) for run in runs]
@@ -187,15 +189,15 @@ def test_a_study_goes_on_where_it_was_interrupted(config, pretend, tmp_path):
     assert found[0][0] == "cache_teacher" and found[1:] == [before[3], *after]
     assert Study(config, tmp_path).missing() == []
     pretend.commands = []
-    assert study.execute(Study(config, tmp_path)) == []
+    assert execute.execute(Study(config, tmp_path)) == []
     assert pretend.commands == []  # a finished study runs nothing
-    assert study.execute(Study(config, tmp_path), ["teacher"]) == []
+    assert execute.execute(Study(config, tmp_path), ["teacher"]) == []
     assert jobs_of(pretend.commands)[0][0] == "cache_teacher"  # but when it is asked for
 
 
 def test_the_best_trial_is_taken_and_all_arms_share_the_teacher(config, pretend, tmp_path):
     plan = Study(config, tmp_path)
-    assert study.execute(plan) == []
+    assert execute.execute(plan) == []
     assert plan.chosen("vrkd") == {"optimizer.learning_rate": 1e-3}
     teacher, *others = pretend.commands
     finals = [c for c in others if "/runs/vrkd/" in c and "fsmde_jax.main" in c]
@@ -209,9 +211,9 @@ def test_the_best_trial_is_taken_and_all_arms_share_the_teacher(config, pretend,
 
 def test_only_what_is_asked_for_runs(config, pretend, tmp_path):
     plan = Study(config, tmp_path)
-    assert study.execute(plan, ["vrkd:seed1"]) == ["vrkd:seed1"]  # not tuned
+    assert execute.execute(plan, ["vrkd:seed1"]) == ["vrkd:seed1"]  # not tuned
     assert pretend.commands == []
-    assert study.execute(plan, ["vrkd:trial*", "vrkd:seed1"]) == []
+    assert execute.execute(plan, ["vrkd:trial*", "vrkd:seed1"]) == []
     assert jobs_of(pretend.commands)[1:] == [
         ("main", "vrkd/trial0"),
         ("main", "vrkd/trial1"),
@@ -220,10 +222,10 @@ def test_only_what_is_asked_for_runs(config, pretend, tmp_path):
     ]
     waiting = ["supervised:trial0", "supervised:trial1", "supervised:seed0", "supervised:seed1"]
     assert plan.missing() == [*waiting, "vrkd:seed0"]
-    assert study.execute(plan, ["supervised"]) == []
+    assert execute.execute(plan, ["supervised"]) == []
     assert plan.missing() == ["vrkd:seed0"]
     with pytest.raises(UserError, match=r"--only=vrdk chooses nothing; there are supervised, vrkd"):
-        study.execute(plan, ["vrdk"])
+        execute.execute(plan, ["vrdk"])
 
 
 def test_the_truth_as_the_teacher_needs_no_teachers_run(config, pretend, tmp_path):
@@ -235,9 +237,9 @@ def test_the_truth_as_the_teacher_needs_no_teachers_run(config, pretend, tmp_pat
     config.base, config.trials = str(base), {}
     config.arms = {"supervised": SUPERVISED}
     plan = Study(config, tmp_path / "workdir")
-    assert study_report.write(plan) == ["supervised:seed0", "supervised:seed1"]
+    assert report.write(plan) == ["supervised:seed0", "supervised:seed1"]
     assert "cache_teacher" not in (tmp_path / "workdir" / "report" / "study.md").read_text()
-    assert study.execute(plan) == []
+    assert execute.execute(plan) == []
     assert {job for job, _ in jobs_of(pretend.commands)} == {"main", "evaluate"}
     assert not any("--config.teacher." in command for command in pretend.commands)
 
@@ -247,7 +249,7 @@ def test_an_arm_that_fails_is_named_and_the_others_go_on(config, pretend, tmp_pa
     config.arms = {"broken": SUPERVISED, "supervised": SUPERVISED}
     config.trials = {}
     plan = Study(config, tmp_path)
-    assert study.execute(plan) == ["broken:seed0", "broken:seed1"]
+    assert execute.execute(plan) == ["broken:seed0", "broken:seed1"]
     assert "broken:seed0: FAILED" in caplog.text and "it is broken" in caplog.text
     assert plan.missing() == ["broken:seed0", "broken:seed1"]
 
@@ -256,7 +258,7 @@ def test_a_cut_or_foreign_result_is_not_taken_for_done(config, pretend, tmp_path
     config = config.copy_and_resolve_references()
     config.trials = {}
     plan = Study(config, tmp_path)
-    assert study.execute(plan) == []
+    assert execute.execute(plan) == []
     cut, foreign = tmp_path / "runs/vrkd/seed0/report", tmp_path / "runs/supervised/seed1/test"
     content = (cut / "results.json").read_bytes()
     (cut / "results.json").write_bytes(content[: len(content) // 2])
@@ -268,7 +270,7 @@ def test_a_cut_or_foreign_result_is_not_taken_for_done(config, pretend, tmp_path
     assert caplog.text.count("is called results.json.unreadable now, and made again") == 2
     assert plan.missing() == ["supervised:seed1"]
     pretend.commands = []
-    assert study.execute(plan) == []
+    assert execute.execute(plan) == []
     assert jobs_of(pretend.commands)[1:] == [
         ("main", "vrkd/seed0"),
         ("evaluate", "supervised/seed1"),
@@ -282,7 +284,7 @@ def test_a_run_that_another_process_is_at_is_left_out(config, pretend, tmp_path,
     config.arms = {"taken": SUPERVISED, "supervised": SUPERVISED}
     config.trials = {}
     plan = Study(config, tmp_path)
-    assert study.execute(plan) == []
+    assert execute.execute(plan) == []
     assert "taken:seed1: left out, another process is at it" in caplog.text
     assert plan.missing() == ["taken:seed0", "taken:seed1"]
 
@@ -291,14 +293,14 @@ def test_processes_side_by_side_share_a_gpus_memory(config, pretend, tmp_path, m
     name = "XLA_PYTHON_CLIENT_PREALLOCATE"
     monkeypatch.delenv(name, raising=False)
     plan = Study(config, tmp_path)
-    study.execute(plan, ["teacher"], at_once=2)
+    execute.execute(plan, ["teacher"], at_once=2)
     assert name not in pretend.environment  # the teacher's is alone
-    study.execute(plan, ["vrkd:trial0"], at_once=2)
+    execute.execute(plan, ["vrkd:trial0"], at_once=2)
     assert pretend.environment[name] == "false"
-    study.execute(plan, ["vrkd:trial1"])
+    execute.execute(plan, ["vrkd:trial1"])
     assert name not in pretend.environment
     monkeypatch.setenv(name, "true")
-    study.execute(plan, ["supervised:trial0"], at_once=2)
+    execute.execute(plan, ["supervised:trial0"], at_once=2)
     assert pretend.environment[name] == "true"
 
 
@@ -306,14 +308,14 @@ def test_an_arm_whose_trial_fails_has_no_seeds(config, pretend, tmp_path):
     config = config.copy_and_resolve_references()
     config.arms = {"broken": SUPERVISED, "supervised": SUPERVISED}
     config.trials = {arm: [{"optimizer.learning_rate": 1e-3}] for arm in config.arms}
-    failed = study.execute(Study(config, tmp_path))
+    failed = execute.execute(Study(config, tmp_path))
     assert failed == ["broken:trial0", "broken:seed0", "broken:seed1"]
     assert Study(config, tmp_path).missing() == failed
 
 
 def test_a_report_of_nothing_says_what_is_missing(config, tmp_path):
     plan = Study(config, tmp_path)
-    missing = study_report.write(plan)
+    missing = report.write(plan)
     assert len(missing) == 8
     text = (tmp_path / "report" / "study.md").read_text()
     assert ", ".join(missing) in text and "fsmde_jax.cache_teacher" in text
@@ -341,7 +343,7 @@ def test_the_report_holds_figures_curves_pictures_and_commands(done):
     (pair,) = report["comparisons"]
     assert pair["figures"] == row["difference"] and "## vrkd against supervised" in text
     assert f"| {row['where']['CAMERA_05']:.3f} |" in text
-    assert all(f"| {title} |" in text for title in study_report.COLUMNS.values())
+    assert all(f"| {title} |" in text for title in report.COLUMNS.values())
     for commands in report["commands"].values():
         for command in commands:
             assert f"    {command}\n" in text + "\n"
@@ -351,7 +353,7 @@ def test_the_report_holds_figures_curves_pictures_and_commands(done):
 
 def test_curves_end_with_the_finished_run(done):
     run = done.seeds("vrkd")[0]
-    curves = study_report._curves(run)
+    curves = report._curves(run)
     assert [step for step, _ in curves["train"]] == [1, 2, 3]
     assert [step for step, _ in curves["eval"]] == [2, 3]
     assert curves["eval"][-1][1] == done.abs_rel(run)
@@ -367,7 +369,7 @@ def test_a_trial_that_diverges_is_a_result(config, tmp_path):
     (second.folder / "report").mkdir(parents=True)
     (second.folder / "report" / "results.json").write_text(json.dumps(content))
     assert plan.chosen("vrkd") == config.trials["vrkd"][1]
-    trials = study_report._tuning(plan)["vrkd"]
+    trials = report._tuning(plan)["vrkd"]
     assert [trial["diverged"] for trial in trials] == [True, False]
 
 
@@ -424,7 +426,7 @@ def test_processes_are_started_logged_and_their_failure_is_named(tmp_path, caplo
         name: (["python", "-c", code, status], tmp_path / name)
         for name, status in (("good", "0"), ("bad", "3"), ("late", "0"))
     }
-    assert study._run_all(jobs, 2) == ["bad"]
+    assert execute._run_all(jobs, 2) == ["bad"]
     assert "bad: FAILED" in caplog.text and "so" in caplog.text
     for name in jobs:
         first, last = (tmp_path / name / "log.txt").read_text().splitlines()
@@ -454,7 +456,7 @@ def test_an_interruption_lets_processes_save(tmp_path):
     threading.Thread(target=interrupt).start()
     try:
         with pytest.raises(KeyboardInterrupt):
-            study._run_all(jobs, 1)
+            execute._run_all(jobs, 1)
     finally:
         signal.signal(signal.SIGINT, before)
     assert (tmp_path / "one" / "saved").exists() and not (tmp_path / "two").exists()
@@ -490,7 +492,7 @@ def test_runs_end_with_a_study_that_is_killed(tmp_path):
 def test_the_command_refuses_a_wrong_study_in_one_line(tmp_path):
     file = tmp_path / "wrong.py"
     file.write_text(
-        "from fsmde_jax.study_plan import default_study as get_config\n"
+        "from fsmde_jax.study.plan import default_study as get_config\n"
     )  # neither base nor arms
     command = [sys.executable, "-m", "fsmde_jax.study", f"--config={file}"]
     found = subprocess.run(
@@ -522,7 +524,7 @@ def test_figures_over_seeds_are_those_worked_out_by_hand():
         "supervised": [content(0.4, 0.2, 0.3), content(0.5, 0.3, 0.4)],
         "ckd": [content(0.3, 0.2, 0.1), content(0.4, 0.1, 0.1)],
     }
-    found = study_report.summarise(contents, "supervised")
+    found = report.summarise(contents, "supervised")
     assert found["supervised"]["mean"]["abs_rel"] == pytest.approx(0.35)
     assert found["supervised"]["std"]["abs_rel"] == pytest.approx(0.1 / np.sqrt(2))
     assert [seed["abs_rel"] for seed in found["ckd"]["seeds"]] == pytest.approx([0.2, 0.2])
@@ -534,9 +536,9 @@ def test_figures_over_seeds_are_those_worked_out_by_hand():
     replicates = results.resample(3) @ by_scene / 3
     assert row["interval"] == pytest.approx(results.expanded_interval(replicates, 3))
     assert found["ckd"]["where"] == {"A": pytest.approx(0.2), "0-20 m": pytest.approx(0.2)}
-    again = study_report.compare(contents, "ckd", "supervised")["abs_rel"]
+    again = report.compare(contents, "ckd", "supervised")["abs_rel"]
     assert again["difference"] == pytest.approx(0.15)
-    alone = study_report.summarise({"ckd": contents["ckd"][:1]}, "supervised")["ckd"]
+    alone = report.summarise({"ckd": contents["ckd"][:1]}, "supervised")["ckd"]
     assert "difference" not in alone and alone["std"]["abs_rel"] is None
 
 
@@ -595,17 +597,21 @@ def test_the_demo_study_tunes_every_arm_alike(variant, count, monkeypatch, tmp_p
 def test_the_demo_study_trains_with_what_tuning_took(monkeypatch, tmp_path):
     monkeypatch.chdir(ROOT)
     get_config = runpy.run_path("configs/study_demo.py")["get_config"]
-    study, tuning = get_config(), get_config("tuning")
-    assert study.trials == {}
-    assert study.arms.keys() - tuning.arms.keys() == {"response_3", "response_9", "ckd_vrkd_sharp"}
-    assert study.arms["response_9"] == study.arms["response"] | {"objective.response": 9.0}
-    sharp = study.arms["ckd_vrkd"] | {"objective.vrkd_temperature": 0.05}
-    assert study.arms["ckd_vrkd_sharp"] == sharp
+    execute, tuning = get_config(), get_config("tuning")
+    assert execute.trials == {}
+    assert execute.arms.keys() - tuning.arms.keys() == {
+        "response_3",
+        "response_9",
+        "ckd_vrkd_sharp",
+    }
+    assert execute.arms["response_9"] == execute.arms["response"] | {"objective.response": 9.0}
+    sharp = execute.arms["ckd_vrkd"] | {"objective.vrkd_temperature": 0.05}
+    assert execute.arms["ckd_vrkd_sharp"] == sharp
     more = get_config("vrkd")
     assert (more.baseline, len(more.seeds)) == ("ckd", 10)
-    assert more.arms == {arm: study.arms[arm] for arm in ("ckd", "ckd_vrkd_sharp")}
+    assert more.arms == {arm: execute.arms[arm] for arm in ("ckd", "ckd_vrkd_sharp")}
     for arm in tuning.arms:
-        assert study.arms[arm] in [tuning.arms[arm] | trial for trial in tuning.trials[arm]]
-    assert study.arms["response"]["objective.response"] == 0.9
-    assert study.arms["supervised"]["optimizer.learning_rate"] == 16e-3
-    assert Study(study, tmp_path).chosen("ckd") == {}
+        assert execute.arms[arm] in [tuning.arms[arm] | trial for trial in tuning.trials[arm]]
+    assert execute.arms["response"]["objective.response"] == 0.9
+    assert execute.arms["supervised"]["optimizer.learning_rate"] == 16e-3
+    assert Study(execute, tmp_path).chosen("ckd") == {}

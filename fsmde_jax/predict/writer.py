@@ -41,9 +41,10 @@ from ml_collections import ConfigDict
 from PIL import Image
 from tqdm import tqdm
 
-from fsmde_jax import cli, export, files, rig
+from fsmde_jax import cli, files, rig
 from fsmde_jax import config as config_lib
 from fsmde_jax.errors import UserError
+from fsmde_jax.export import formats
 from fsmde_jax.models.layers import compiler
 from fsmde_jax.pictures import point_cloud, ring
 from fsmde_jax.predict import inputs, photos
@@ -140,7 +141,7 @@ def _choose(saves: Sequence[str] | None, kind: str) -> tuple[str, ...]:
 
 def _runner(student) -> Callable[[Item], tuple[np.ndarray, np.ndarray]]:
     """Item -> (depth_m, confidence) [n h w]; compiled once for every number and size of images."""
-    function = compiler.Program(export.inference(student), compiler.inference_options())
+    function = compiler.Program(formats.inference(student), compiler.inference_options())
 
     def run(item: Item) -> tuple[np.ndarray, np.ndarray]:
         outputs = function(item.sample["image"][None], item.sample["intrinsics"][None])

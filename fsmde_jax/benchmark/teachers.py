@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from fsmde_jax import timing
+from fsmde_jax.benchmark import timing
 from fsmde_jax.config import default_config
 from fsmde_jax.models import hub_config, weights
 from fsmde_jax.models.foundation.dpt import DPT, DPTConfig

@@ -116,7 +116,7 @@ def _write_stablehlo(student: nnx.Module, inputs, path: pathlib.Path) -> None:
 
 
 def _write_onnx(student: nnx.Module, inputs, path: pathlib.Path) -> None:
-    from fsmde_jax import onnx_graph  # only here: onnx is an extra
+    from fsmde_jax.export import onnx_graph  # only here: onnx is an extra
 
     model = onnx_graph.convert(inference(student), free_batch(inputs), OUTPUTS)
     path.write_bytes(model.SerializeToString())

@@ -32,9 +32,11 @@ from absl import flags
 from flax import nnx
 from ml_collections import ConfigDict, config_flags
 
-from fsmde_jax import benchmark_teachers, cli, export, files, tasks, timing
+from fsmde_jax import cli, files, tasks
+from fsmde_jax.benchmark import teachers, timing
 from fsmde_jax.data import pipeline, prepared
 from fsmde_jax.errors import UserError
+from fsmde_jax.export import formats
 from fsmde_jax.losses.objective import DISTILLATION
 from fsmde_jax.models.encoders.resnet import ResNet
 from fsmde_jax.models.layers import compiler
@@ -107,7 +109,7 @@ def _students(config: ConfigDict, size: str, batch: int) -> dict[tuple[str, int]
     student.eval()
     count = tasks.count_parameters(nnx.state(student, nnx.Param))
     image, intrinsics = _rigs(config, batch)
-    function = export.inference(student)
+    function = formats.inference(student)
     ours = _jax_contestant(lambda *inputs: function(*inputs)[0], (image, intrinsics), count)
     depth_m = np.asarray(ours.run())
     others = {f"{size}, onnxruntime": _onnx_run(function, image, intrinsics)}
@@ -159,13 +161,13 @@ def _onnx_run(function: Callable, *inputs: np.ndarray) -> Callable[[], np.ndarra
     try:
         import onnxruntime
 
-        from fsmde_jax import onnx_graph
+        from fsmde_jax.export import onnx_graph
     except ImportError:
         return None
-    named = dict(zip(export.INPUTS, inputs, strict=True))
-    model = onnx_graph.convert(function, export.free_batch(named), export.OUTPUTS)
+    named = dict(zip(formats.INPUTS, inputs, strict=True))
+    model = onnx_graph.convert(function, formats.free_batch(named), formats.OUTPUTS)
     session = onnxruntime.InferenceSession(model.SerializeToString())
-    return lambda: session.run([export.OUTPUTS[0]], named)[0]
+    return lambda: session.run([formats.OUTPUTS[0]], named)[0]
 
 
 def _torch_runs(student: nnx.Module, *inputs: np.ndarray) -> dict[str, Callable[[], np.ndarray]]:
@@ -173,7 +175,7 @@ def _torch_runs(student: nnx.Module, *inputs: np.ndarray) -> dict[str, Callable[
     try:
         import torch
 
-        from fsmde_jax.models.torch_student import TorchStudent
+        from fsmde_jax.benchmark.torch_student import TorchStudent
     except ImportError:
         return {}
     model = TorchStudent(student).eval().to(memory_format=torch.channels_last)
@@ -265,7 +267,7 @@ def _torch_steps(config: ConfigDict) -> dict[str, Contestant]:
     try:
         import torch
 
-        from fsmde_jax.models import torch_student
+        from fsmde_jax.benchmark import torch_student
     except ImportError:
         return {}
     student = tasks.build_student(config, nnx.Rngs(config.seed))
@@ -388,12 +390,10 @@ def measure(config: ConfigDict | None, what: list[str]) -> dict[str, Rows]:
         found["input"] = rows
     models, size = flags.FLAGS.models, flags.FLAGS.image_size
     if "loading" in what:
-        found["loading"] = [benchmark_teachers.loading(name) for name in models]
+        found["loading"] = [teachers.loading(name) for name in models]
     if "forward" in what:
         height, width = map(int, size.split("x"))
-        found["forward"] = [
-            benchmark_teachers.forward(name, (height, width), repeats) for name in models
-        ]
+        found["forward"] = [teachers.forward(name, (height, width), repeats) for name in models]
     return found
 
 

@@ -33,9 +33,9 @@ from collections.abc import Sequence
 from absl import flags
 from ml_collections import config_flags
 
-from fsmde_jax import cli, files, study_report
+from fsmde_jax import cli, files
 from fsmde_jax.errors import UserError
-from fsmde_jax.study_plan import TEACHER, Run, Study
+from fsmde_jax.study.plan import TEACHER, Run, Study
 from fsmde_jax.train.loop import stages
 
 POLL_S = 0.2
@@ -172,12 +172,12 @@ def main(_) -> None:
     with cli.errors_as_lines():
         study = Study(CONFIG.value, pathlib.Path(WORKDIR.value))
         report = study.workdir / "report"
-        study_report.refuse_foreign(report)
+        report.refuse_foreign(report)
         failed = []
         if not REPORT_ONLY.value:
             failed = execute(study, ONLY.value, JOBS.value)
         with files.owned(report, f"writing the report {report}"):
-            missing = study_report.write(study)
+            missing = report.write(study)
     print(f"Report: {report / 'study.md'}")
     if missing:
         print(f"Not there yet: {', '.join(missing)}")

@@ -20,7 +20,7 @@ from fsmde_jax.evaluate import results
 from fsmde_jax.losses.depth import SILOG_FLOOR
 from fsmde_jax.pictures import ring
 from fsmde_jax.run import sharding, state
-from fsmde_jax.study_plan import TEACHER, Run, Study
+from fsmde_jax.study.plan import TEACHER, Run, Study
 
 FILE = "study.json"
 HEADLINE = "abs_rel"
