@@ -5,7 +5,7 @@
 Renders streets, prepares them, trains the binning head of the shipped relative-depth teacher on
 LiDAR, distils both into a tiny student and measures that on unseen streets.
 
-Other objectives of `fsmde_jax/losses/arms.py` by name, here with the head that the first run trained:
+Other objectives (`fsmde_jax/losses/arms.py`) by name, with the head that the first run trained:
 
     python -m fsmde_jax.main --config=configs/demo.py:feature \
         --config.teacher.head_weights=runs/demo/teacher_head

@@ -180,8 +180,8 @@ def _data() -> ConfigDict:
     data.eval_batch_size = 8
     data.min_depth_m = 0.1
     data.max_depth_m = 200.0
-    # Folder of self-occlusion masks (fsmde_jax/data/masks.py): LiDAR on the own car does not supervise,
-    # nor does what is outside of the depth range. "": none. Evaluation has masks of its own.
+    # Folder of masks of the ego vehicle (fsmde_jax/data/masks.py). LiDAR on it does not supervise,
+    # and LiDAR outside the depth range never does. "": no masks. Evaluation has its own.
     data.masks = ""
     data.points_per_image = 8192  # LiDAR points drawn at random for training; evaluation uses all
     data.num_threads = 8
@@ -333,7 +333,7 @@ def _train() -> ConfigDict:
 
 def _evaluation() -> ConfigDict:
     evaluation = ConfigDict()
-    # Or "surrounddepth", "vfdepth", "packnet" (fsmde_jax/evaluate/measure/protocols.py).
+    # Or "surrounddepth", "vfdepth", "packnet" (fsmde_jax/evaluate/protocols.py).
     evaluation.protocol = "ssdepth"
     # How predictions meet the truth: "metric", "median_image", "median_camera" or "affine".
     evaluation.scaling = "metric"

@@ -14,7 +14,7 @@ from fsmde_jax import cli
 from fsmde_jax import config as config_lib
 from fsmde_jax.evaluate import measure
 from fsmde_jax.run import fork
-from fsmde_jax.train.loop import dry_run, stages
+from fsmde_jax.train import dry_run, stages
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Run configuration.", lock_config=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder; default runs/<config.name>.")

@@ -400,7 +400,7 @@ def read_all(folder: pathlib.Path) -> dict:
     from fsmde_jax.evaluate import results
     from fsmde_jax.prepare import scenes
     from fsmde_jax.run import state
-    from fsmde_jax.train.loop import loop
+    from fsmde_jax.train import loop
 
     run, data = folder / "run", folder / "data"
     found = {}

@@ -16,7 +16,7 @@ from fsmde_jax.losses.objective import DISTILLATION, targets_of
 from fsmde_jax.losses.view_relational import pool_tokens
 from fsmde_jax.models.teacher import TeacherOutput
 from fsmde_jax.run import checkpoints, state
-from fsmde_jax.train.loop import loop
+from fsmde_jax.train import loop
 
 RNG = np.random.default_rng(0)
 B, N, H, W = 2, 3, 8, 12

@@ -19,7 +19,7 @@ from fsmde_jax.data import teacher_cache
 from fsmde_jax.data.teacher_cache import TeacherCacheError
 from fsmde_jax.errors import UserError
 from fsmde_jax.losses.objective import DISTILLATION
-from fsmde_jax.train.loop import loop
+from fsmde_jax.train import loop
 
 
 @pytest.fixture(scope="module")

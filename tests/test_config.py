@@ -11,7 +11,7 @@ from fsmde_jax import config as config_lib
 from fsmde_jax.losses.arms import ARMS
 from fsmde_jax.losses.objective import DISTILLATION
 from fsmde_jax.run import sharding
-from fsmde_jax.train.loop import dry_run
+from fsmde_jax.train import dry_run
 
 ROOT = pathlib.Path(__file__).parents[1]
 

@@ -19,7 +19,7 @@ from fsmde_jax.errors import UserError
 from fsmde_jax.export import formats
 from fsmde_jax.models.student import Student, StudentConfig
 from fsmde_jax.run import state
-from fsmde_jax.train.loop import loop
+from fsmde_jax.train import loop
 
 
 @pytest.fixture(scope="module")

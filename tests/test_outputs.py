@@ -5,9 +5,9 @@ import types
 
 import numpy as np
 import pytest
+import test_sparsification
 from dgp_fixture import write_recording
 from test_results import filled, write
-from test_sparsification import report
 
 from fsmde_jax import files
 from fsmde_jax.benchmark import inference
@@ -37,7 +37,7 @@ def _cache(folder):
 
 FOLDERS = {
     "evaluate": (_evaluate, "results.json"),
-    "sparsification": (report, "sparsification.json"),
+    "sparsification": (test_sparsification.report, "sparsification.json"),
     "study": (_study, "study.json"),
     "cache_teacher": (_cache, "cache.json"),
 }

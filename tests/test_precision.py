@@ -18,7 +18,7 @@ from fsmde_jax.models.encoders import mobilenet, resnet
 from fsmde_jax.models.layers.resize import resize_bilinear
 from fsmde_jax.precision import full_precision
 from fsmde_jax.run.state import Model
-from fsmde_jax.train.loop import dry_run
+from fsmde_jax.train import dry_run
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 HIGHEST = jax.lax.Precision.HIGHEST

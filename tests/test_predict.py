@@ -19,10 +19,11 @@ from fsmde_jax import files
 from fsmde_jax.errors import UserError
 from fsmde_jax.evaluate import measure, metrics
 from fsmde_jax.evaluate.depth_maps import Predictions
-from fsmde_jax.pictures import point_cloud, ring
+from fsmde_jax.pictures import point_cloud
+from fsmde_jax.pictures.ring import depth_colours, draw_ring
 from fsmde_jax.predict import inputs, photos, writer
 from fsmde_jax.prepare import scenes
-from fsmde_jax.train.loop import loop
+from fsmde_jax.train import loop
 
 REPOSITORY = Path(__file__).parents[1]
 FLAT = ("depth", "npz")
@@ -84,7 +85,7 @@ def test_a_ring_has_a_file_of_every_kind(ring):
     grey = np.asarray(Image.open(ring / "confidence" / stem / "CAMERA_05.png"))
     assert abs(grey / 255 - confidence).max() <= 1 / 510
     colours = np.asarray(Image.open(ring / "pictures" / stem / "CAMERA_05.png")) / 255
-    assert abs(colours - ring.depth_colours(depth_m, 80.0)).max() < 0.01
+    assert abs(colours - depth_colours(depth_m, 80.0)).max() < 0.01
     for kind, suffix in (("panel", ".png"), ("cloud", ".ply"), ("birds_eye", ".png")):
         assert (ring / kind / (stem + suffix)).stat().st_size > 1000
 
@@ -190,7 +191,7 @@ def test_names_that_are_formulas_or_no_utf8_are_shown(tmp_path):
     sample = inputs._of_image("a", photo, (6, 8)).sample
     for number, name in enumerate(("$x^{$", "b\udcff", "c\n")):
         path = tmp_path / f"{number}.png"
-        ring.draw_ring(sample, {"depth": np.ones((1, 6, 8))}, (name,), 80.0, path)
+        draw_ring(sample, {"depth": np.ones((1, 6, 8))}, (name,), 80.0, path)
         assert path.is_file()
     files.write_text(tmp_path / "problems.txt", "b\udcff: broken δ")
     assert (tmp_path / "problems.txt").read_text(encoding="utf-8") == "b\\udcff: broken δ"

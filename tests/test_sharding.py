@@ -9,7 +9,7 @@ from tiny_run import prepare_recording, tiny_config
 from fsmde_jax import tasks
 from fsmde_jax.data import pipeline
 from fsmde_jax.run import sharding, state
-from fsmde_jax.train.loop import loop
+from fsmde_jax.train import loop
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from fsmde_jax.models.foundation.mini import MiniConfig
 from fsmde_jax.models.weights import SHIPPED, WeightsError, read_foundation_config
 from fsmde_jax.run import checkpoints, sharding
 from fsmde_jax.run.state import Model, TrainState, load_student, load_trained, place_model
-from fsmde_jax.train.loop import loop, stages
+from fsmde_jax.train import loop, stages
 from fsmde_jax.world import WorldError
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"

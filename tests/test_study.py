@@ -25,7 +25,7 @@ from fsmde_jax.evaluate import measure, metrics, results
 from fsmde_jax.evaluate.protocols import PROTOCOLS
 from fsmde_jax.study import execute, report
 from fsmde_jax.study.plan import Study, default_study
-from fsmde_jax.train.loop import stages
+from fsmde_jax.train import stages
 
 ROOT = pathlib.Path(__file__).parents[1]
 # The test data are the training scenes: there are two, so that there are intervals.
@@ -324,27 +324,27 @@ def test_a_report_of_nothing_says_what_is_missing(config, tmp_path):
 def test_the_report_holds_figures_curves_pictures_and_commands(done):
     whole = done
     folder = whole.workdir / "report"
-    report = json.loads((folder / "study.json").read_text())
-    row = report["arms"]["vrkd"]
+    told = json.loads((folder / "study.json").read_text())
+    row = told["arms"]["vrkd"]
     own = [results.read(run.test)["methods"]["student"]["mean"] for run in whole.seeds("vrkd")]
     assert [seed["abs_rel"] for seed in row["seeds"]] == [mean["abs_rel"] for mean in own]
     assert row["mean"]["abs_rel"] == pytest.approx(np.mean([m["abs_rel"] for m in own]))
     assert row["std"]["abs_rel"] > 0
-    base = report["arms"]["supervised"]
+    base = told["arms"]["supervised"]
     expected = row["mean"]["abs_rel"] - base["mean"]["abs_rel"]
     difference = row["difference"]["abs_rel"]
     assert difference["difference"] == pytest.approx(expected, abs=1e-9)
     low, high = difference["interval"]
     assert low <= difference["difference"] <= high and "difference" not in base
-    assert [trial["chosen"] for trial in report["tuning"]["vrkd"]].count(True) == 1
+    assert [trial["chosen"] for trial in told["tuning"]["vrkd"]].count(True) == 1
     text = (folder / "study.md").read_text()
     assert f"{row['mean']['abs_rel']:.3f} ± {row['std']['abs_rel']:.3f}" in text
     assert f"{difference['difference']:+.4f}" in text and "cpu" in text
-    (pair,) = report["comparisons"]
+    (pair,) = told["comparisons"]
     assert pair["figures"] == row["difference"] and "## vrkd against supervised" in text
     assert f"| {row['where']['CAMERA_05']:.3f} |" in text
     assert all(f"| {title} |" in text for title in report.COLUMNS.values())
-    for commands in report["commands"].values():
+    for commands in told["commands"].values():
         for command in commands:
             assert f"    {command}\n" in text + "\n"
     pictures = sorted(path.name for path in folder.glob("*.[jp][pn]g"))
@@ -597,21 +597,21 @@ def test_the_demo_study_tunes_every_arm_alike(variant, count, monkeypatch, tmp_p
 def test_the_demo_study_trains_with_what_tuning_took(monkeypatch, tmp_path):
     monkeypatch.chdir(ROOT)
     get_config = runpy.run_path("configs/study_demo.py")["get_config"]
-    execute, tuning = get_config(), get_config("tuning")
-    assert execute.trials == {}
-    assert execute.arms.keys() - tuning.arms.keys() == {
+    study, tuning = get_config(), get_config("tuning")
+    assert study.trials == {}
+    assert study.arms.keys() - tuning.arms.keys() == {
         "response_3",
         "response_9",
         "ckd_vrkd_sharp",
     }
-    assert execute.arms["response_9"] == execute.arms["response"] | {"objective.response": 9.0}
-    sharp = execute.arms["ckd_vrkd"] | {"objective.vrkd_temperature": 0.05}
-    assert execute.arms["ckd_vrkd_sharp"] == sharp
+    assert study.arms["response_9"] == study.arms["response"] | {"objective.response": 9.0}
+    sharp = study.arms["ckd_vrkd"] | {"objective.vrkd_temperature": 0.05}
+    assert study.arms["ckd_vrkd_sharp"] == sharp
     more = get_config("vrkd")
     assert (more.baseline, len(more.seeds)) == ("ckd", 10)
-    assert more.arms == {arm: execute.arms[arm] for arm in ("ckd", "ckd_vrkd_sharp")}
+    assert more.arms == {arm: study.arms[arm] for arm in ("ckd", "ckd_vrkd_sharp")}
     for arm in tuning.arms:
-        assert execute.arms[arm] in [tuning.arms[arm] | trial for trial in tuning.trials[arm]]
-    assert execute.arms["response"]["objective.response"] == 0.9
-    assert execute.arms["supervised"]["optimizer.learning_rate"] == 16e-3
-    assert Study(execute, tmp_path).chosen("ckd") == {}
+        assert study.arms[arm] in [tuning.arms[arm] | trial for trial in tuning.trials[arm]]
+    assert study.arms["response"]["objective.response"] == 0.9
+    assert study.arms["supervised"]["optimizer.learning_rate"] == 16e-3
+    assert Study(study, tmp_path).chosen("ckd") == {}

@@ -29,7 +29,7 @@ from fsmde_jax.models.foundation.vit import ViT, ViTConfig
 from fsmde_jax.models.layers.conv_norm import ConvNorm
 from fsmde_jax.pictures import ring
 from fsmde_jax.run import checkpoints, fork, sharding, state
-from fsmde_jax.train.loop import loop
+from fsmde_jax.train import loop
 
 
 @pytest.fixture(scope="module")
@@ -502,15 +502,15 @@ def test_terminate_saves_and_the_same_command_goes_on(data_dir, tmp_path):
     command = [sys.executable, "-m", "fsmde_jax.main", f"--config={script}", f"--workdir={workdir}"]
     one_device = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1")
     environment = {**os.environ, "XLA_FLAGS": one_device}
-    cli = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 300
     while time.monotonic() < deadline and not (workdir / "metrics.jsonl").exists():
         time.sleep(0.2)
     while time.monotonic() < deadline and not read_metrics(workdir):
         time.sleep(0.1)
-    cli.send_signal(signal.SIGTERM)
-    _, errors = cli.communicate(timeout=300)
-    assert cli.returncode == 128 + signal.SIGTERM, errors
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 128 + signal.SIGTERM, errors
     assert "Traceback" not in errors
     saved = checkpoints.latest_step(workdir)
     assert saved and saved < 400

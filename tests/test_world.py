@@ -19,7 +19,7 @@ from fsmde_jax import cli, files
 from fsmde_jax.config import default_config
 from fsmde_jax.data import prepared
 from fsmde_jax.errors import UserError
-from fsmde_jax.train.loop import stages
+from fsmde_jax.train import stages
 from fsmde_jax.world import WorldConfig, layouts, write_world, writer
 
 CAMERAS = ["CAMERA_01", "CAMERA_05", "CAMERA_07", "CAMERA_09", "CAMERA_08", "CAMERA_06"]
@@ -180,15 +180,15 @@ def test_kill_9_leaves_no_workers_and_the_next_run_works_at_once(tmp_path: pathl
         "import pathlib\nfrom fsmde_jax.world import WorldConfig, write_world\n"
         f"if __name__ == '__main__':\n    write_world({config!r}, pathlib.Path({str(out)!r}), 2)\n"
     )
-    cli = subprocess.Popen([sys.executable, script], stderr=subprocess.DEVNULL)
+    process = subprocess.Popen([sys.executable, script], stderr=subprocess.DEVNULL)
     while not list(out.glob(".unfinished-00000*")):
-        assert cli.poll() is None
+        assert process.poll() is None
         time.sleep(0.01)
-    children = pathlib.Path(f"/proc/{cli.pid}/task/{cli.pid}/children").read_text().split()
+    children = pathlib.Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     commands = [pathlib.Path(f"/proc/{child}/cmdline").read_text() for child in children]
     assert sum("spawn_main" in command for command in commands) == 2
-    cli.kill()
-    cli.wait()
+    process.kill()
+    process.wait()
     write_world(config, out, num_workers=1, progress=False)
     assert (out / "world.json").is_file() and not list(out.glob(".unfinished-*"))
     for child in children:

@@ -1,25 +1,6 @@
-"""How fast a config is here: `python -m fsmde_jax.benchmark --config=configs/ddad.py`.
+"""Measures a config's inference, training step and input."""
 
-Measures, on random images and weights (nothing is downloaded), and prints as Markdown:
-
-- what the device can do at most: matrix products, memory;
-- inference on one rig, and on as many as `--batches` says: the config's student, others by
-  `--students=resnet18,tiny`, its teacher; beside them the students in onnxruntime and, eager and
-  compiled, in torch, if they are installed (`pip install -e ".[export,torch]" onnxruntime`);
-- a training step: supervised only, with a cached and with an online teacher; in torch;
-- how fast the prepared data of the config is read, decoded and batched, if it is there.
-
-What is compared runs in turns. FLOPs and bytes are the compiler's count; bytes that a cache holds
-are counted, too, so small models can exceed the memory's rate. `--out=FILE.md` writes the
-report, and FILE.json for programs. `--what=inference,training,input` chooses; `loading` and
-`forward` measure published teachers (`--models=NAME,NAME`): memory of loading them, and their
-forward pass beside transformers' torch model.
-"""
-
-import os
 import pathlib
-import shlex
-import sys
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -30,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from flax import nnx
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
-from fsmde_jax import cli, files, tasks
+from fsmde_jax import tasks
 from fsmde_jax.benchmark import teachers, timing
 from fsmde_jax.data import pipeline, prepared
 from fsmde_jax.errors import UserError
@@ -42,7 +23,7 @@ from fsmde_jax.models.encoders.resnet import ResNet
 from fsmde_jax.models.layers import compiler
 from fsmde_jax.run import sharding, teacher_outputs
 from fsmde_jax.run.state import Model, init_state, place_model
-from fsmde_jax.train.loop import dry_run, loop
+from fsmde_jax.train import dry_run, loop
 
 Rows = list[dict[str, Any]]
 GIGA, MIB = 1e9, 2.0**20
@@ -395,58 +376,3 @@ def measure(config: ConfigDict | None, what: list[str]) -> dict[str, Rows]:
         height, width = map(int, size.split("x"))
         found["forward"] = [teachers.forward(name, (height, width), repeats) for name in models]
     return found
-
-
-def main(_) -> None:
-    """Measures and prints the report."""
-    cli.set_up()
-    with cli.errors_as_lines():
-        if unknown := set(flags.FLAGS.what) - set(SECTIONS):
-            raise UserError(f"--what={','.join(unknown)}: use some of {', '.join(SECTIONS)}")
-        out = pathlib.Path(flags.FLAGS.out) if flags.FLAGS.out else None
-        if out:
-            refuse_other(out)
-        _report(measure(CONFIG.value, flags.FLAGS.what), out)
-
-
-def refuse_other(out: pathlib.Path) -> None:
-    """Raises `UserError` where `out` is no .md file, or there without being such a report."""
-    if out.suffix != ".md":
-        raise UserError(f"--out={out}: name a .md file; the .json for programs goes beside it")
-    values = out.with_suffix(".json")
-    files.refuse_other(values, lambda found: {"command", "machine"} <= found.keys())
-    if out.exists() and not values.exists():
-        raise UserError(
-            f"{out} is there already and is no report of this command, which has {values.name} "
-            "beside it: move it away, or choose another --out"
-        )
-
-
-def _report(found: dict[str, Rows], out: pathlib.Path | None) -> None:
-    """Prints the tables, and writes them to `out` and beside it."""
-    command = shlex.join(["python", "-m", "fsmde_jax.benchmark", *sys.argv[1:]])
-    if tunables := os.environ.get("GLIBC_TUNABLES"):  # huge pages, which large maps gain from
-        command = f"GLIBC_TUNABLES={shlex.quote(tunables)} {command}"
-    about = timing.machine()
-    if set(found) - {"input"}:  # whose rate is of one stretch
-        about += f" Medians of {flags.FLAGS.repeats} turns."
-    lines = ["# Speed", "", f"`{command}`", "", about]
-    for section, rows in found.items():
-        lines += ["", f"## {section.capitalize()}", "", *timing.markdown(rows)]
-    print("\n".join(lines))
-    if out:
-        values = {"command": command, "machine": about, **found}
-        files.write_json(out.with_suffix(".json"), values)
-        files.write_text(out, "\n".join(lines) + "\n")
-
-
-if __name__ == "__main__":
-    CONFIG = config_flags.DEFINE_config_file("config", None, "Run configuration.")
-    flags.DEFINE_list("what", ["inference", "training", "input"], ", ".join(SECTIONS))
-    flags.DEFINE_list("students", [], "Sizes of students; the config's by default.")
-    flags.DEFINE_list("batches", ["1"], "Rigs at once in inference.")
-    flags.DEFINE_integer("repeats", 7, "Turns, after one that compiles.")
-    flags.DEFINE_string("out", "", "A .md file to write the report to, too; replaces one.")
-    flags.DEFINE_list("models", ["Intel/dpt-large"], "Hub ids, for loading and forward.")
-    flags.DEFINE_string("image_size", "518x686", "Height x width of forward's image.")
-    cli.start(main)

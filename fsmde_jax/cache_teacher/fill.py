@@ -1,32 +1,19 @@
-"""Runs a frozen teacher once over the training split and stores what distillation reads of it.
+"""Runs a frozen teacher once over the training split and stores its outputs, or checks them."""
 
-    python -m fsmde_jax.cache_teacher --config=configs/ddad.py --config.teacher.image=prepared
-    python -m fsmde_jax.main --config=configs/ddad.py --config.teacher.image=prepared \\
-        --config.teacher.source=cached
-
-Run the first again after an interruption and it goes on; with `--verify=N` it checks the checksums
-of a finished cache's files, recomputes N random entries and compares. Trains the teacher's head
-first if need be.
-"""
-
-import pathlib
-import sys
 from collections.abc import Iterator
 
 import jax
 import numpy as np
-from absl import flags
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from fsmde_jax import cli, tasks
 from fsmde_jax import config as config_lib
+from fsmde_jax import tasks
 from fsmde_jax.data import pipeline, teacher_cache
 from fsmde_jax.run import sharding, teacher_outputs
 from fsmde_jax.run.state import Model, place_model
-from fsmde_jax.train.loop import stages
 
 # A stored root is off by at most half a step, so a probability by 2 x 0.5 / 255; the devices'
 # rounding may move it by one step more.
@@ -163,25 +150,3 @@ def _difference(
     fresh: dict[str, np.ndarray], stored: dict[str, np.ndarray], name: str
 ) -> np.ndarray:
     return fresh[name].astype(np.float32) - stored[name].astype(np.float32)
-
-
-def main(_) -> None:
-    """The teacher's head if need be, then the cache or its verification."""
-    cli.set_up()
-    workdir = pathlib.Path(WORKDIR.value or f"runs/{CONFIG.value.name}")
-    with cli.errors_as_lines():
-        config = stages.planned(CONFIG.value, workdir)
-        if interrupted := stages.run_stages(config, workdir):
-            sys.exit(128 + interrupted)
-        if VERIFY.value:
-            verify(config, VERIFY.value)
-        else:
-            build(config)
-
-
-if __name__ == "__main__":
-    CONFIG = config_flags.DEFINE_config_file("config", None, "Run configuration.")
-    WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder; default runs/<name>.")
-    VERIFY = flags.DEFINE_integer("verify", 0, "Check all files, recompute so many random entries.")
-    flags.mark_flag_as_required("config")
-    cli.start(main)

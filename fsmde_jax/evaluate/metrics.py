@@ -1,7 +1,7 @@
 """Depth metrics: sums of errors over an image's points on the device, exact to merge.
 
 Which points count, how a prediction is read at them and what is averaged over what is the
-protocol's (`fsmde_jax/evaluate/measure/protocols.py`); sums are merged in `fsmde_jax/evaluate/results.py`.
+protocol's (`fsmde_jax/evaluate/protocols.py`); sums are merged in `fsmde_jax/evaluate/results.py`.
 """
 
 import jax

@@ -1,6 +1,6 @@
 """One predictor's figures, batch by batch: read at the truth's points, scaled, compared, summed.
 
-The device's part works on points of images; merging is the host's (`fsmde_jax/evaluate/results.py`).
+The device's part works on points of images; the host merges (`fsmde_jax/evaluate/results.py`).
 """
 
 from collections.abc import Callable, Sequence

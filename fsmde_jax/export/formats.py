@@ -1,15 +1,4 @@
-"""A trained student as a folder that stands alone:
-`python -m fsmde_jax.export --checkpoint=runs/demo --format=onnx --out=exported`.
-
-orbax: the parameters, for JAX, without optimizer, teacher and data. stablehlo: the compiled
-function, for any JAX without this package, on cpu, cuda and tpu. onnx: standard operators, for
-onnxruntime, TensorRT and the like (`pip install -e ".[export]"`). The latter two take any number of
-samples, from uint8 images and intrinsics to depth in metres and confidence: what has to be done
-before and after is inside.
-
-The folder also has README.md (inputs, outputs, how to load it), student.json (the same for
-programs), and self_test.npz (an input and its output).
-"""
+"""The formats of an exported student, and what a program needs to know of each."""
 
 import importlib.util
 import pathlib
@@ -19,13 +8,12 @@ import jax
 import jax.export
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags
 from flax import nnx
 from jaxtyping import Array, Float, UInt8
 from ml_collections import ConfigDict
 
-from fsmde_jax import cli, files
 from fsmde_jax import config as config_lib
+from fsmde_jax import files
 from fsmde_jax.errors import UserError
 from fsmde_jax.run import checkpoints, example, state
 
@@ -197,24 +185,3 @@ was trained on, `self_test.npz` an input with its output.
 
 {_LOAD[about["format"]]}
 """
-
-
-# ---------------------------------------------------------------- the command
-
-
-def main(_) -> None:
-    """Exports as the flags say."""
-    cli.set_up()
-    out = pathlib.Path(OUT.value)
-    with cli.errors_as_lines():
-        export(pathlib.Path(CHECKPOINT.value), FORMAT.value, out)
-    size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
-    print(f"{out}: {FORMAT.value}, {size / 1e6:.1f} MB; see {out / 'README.md'}")
-
-
-if __name__ == "__main__":
-    CHECKPOINT = flags.DEFINE_string("checkpoint", None, "The run's folder.")
-    FORMAT = flags.DEFINE_string("format", None, ", ".join(FORMATS))
-    OUT = flags.DEFINE_string("out", None, "Folder to write; must be empty or absent.")
-    flags.mark_flags_as_required(["checkpoint", "format", "out"])
-    app.run(main)

@@ -175,12 +175,11 @@ def _of_recording(
     builder = scenes.make_builder(dataset, tuple(options.items()))
     folder = tempfile.TemporaryDirectory(prefix="fsmde_jax_plan_")
     planned = reader.plan(found, (split,), Path(folder.name))[split]
-    scenes = [(scene_id, path) for scene_id, path in planned.items()]
-    count = sum(scenes.num_samples(reader, path) or 1 for _, path in scenes)
+    count = sum(scenes.num_samples(reader, path) or 1 for path in planned.values())
 
     def items() -> Iterator[Item | UserError]:
         with folder:
-            for scene_id, path in scenes:
+            for scene_id, path in planned.items():
                 try:
                     scene = reader.Scene(path, scene_id)
                 except RecordingError as error:

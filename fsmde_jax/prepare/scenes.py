@@ -1,16 +1,4 @@
-r"""Turns a raw recording into the prepared dataset, scene by scene, with several processes.
-
-    python -m fsmde_jax.prepare --dataset=ddad --source=RAW --data_dir=OUT
-
-Every finished scene is a shard with a report beside it in `<version>.incomplete/`; the same
-command continues where an interrupted one stopped. Only when all scenes and the metadata are
-there is the folder renamed to `<version>/`, so whatever has that name is whole. A worker holds
-one sample at a time.
-
-On finished data the same command looks whether the recording is still the one that it was made
-from (a report has size, time and SHA-256 of every file that was read) and makes again what is
-missing or cut; `--verify` reads every shard and compares its checksum.
-"""
+"""Makes the prepared dataset of a raw recording, scene by scene, with several processes."""
 
 import concurrent.futures
 import contextlib
@@ -34,13 +22,13 @@ from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
-from absl import app, flags, logging
+from absl import logging
 from array_record.python import array_record_module
 from tensorflow_datasets.core import splits as tfds_splits
 from tensorflow_datasets.proto import tf_example_pb2
 from tqdm import tqdm
 
-from fsmde_jax import cli, files
+from fsmde_jax import files
 from fsmde_jax.data import prepared
 from fsmde_jax.data.readers import dgp, nuscenes, rig_folder
 from fsmde_jax.data.readers.recording import RecordingError
@@ -160,7 +148,7 @@ def prepare(
     final = prepared.version_dir(data_dir, dataset, name)
     incomplete = prepared.incomplete_dir(data_dir, dataset, name)
     try:
-        dataset_json = _find_source(dataset, Path(source))
+        dataset_json = find_source(dataset, Path(source))
     except PrepareError as error:
         if not final.exists():
             raise
@@ -215,7 +203,7 @@ def _check_arguments(
         raise PrepareError(f"config_name {name!r} must be a plain folder name")
 
 
-def _find_source(dataset: str, source: Path) -> Path:
+def find_source(dataset: str, source: Path) -> Path:
     try:
         return READERS[dataset].find(source)
     except FileNotFoundError as error:
@@ -778,86 +766,3 @@ def _write_metadata(
     record = {**record, "seconds": round(summary.seconds, 1)}
     files.write_json(directory / prepared.RECORD_FILE, files.sealed(record))
     files.write_json(directory / prepared.RIG_FILE, files.sealed(rig))
-
-
-# The command
-
-
-def _define_flags() -> None:
-    flags.DEFINE_enum("dataset", None, list(READERS), "Which kind of recording.", required=True)
-    flags.DEFINE_string("source", None, "The raw recording's folder.", required=True)
-    flags.DEFINE_string("data_dir", None, "Where prepared datasets go.", required=True)
-    flags.DEFINE_string("image_size", None, "Height x width of the stored images, like 384x640.")
-    flags.DEFINE_enum("image_format", "jpeg", ("jpeg", "png"), "JPEG has quality 95.")
-    flags.DEFINE_bool("dense_depth", False, "Store dense truth, too (world only).")
-    flags.DEFINE_enum("on_error", "stop", ("stop", "skip"), "What a bad file leads to.")
-    flags.DEFINE_integer("num_workers", cli.num_cores(), "Processes; 0 or 1: this one.")
-    flags.DEFINE_list("splits", ["train", "val"], "Of train, val, test.")
-    flags.DEFINE_bool("check", False, "Only look for faults of calibration; draws pictures.")
-    flags.DEFINE_bool("verify", False, "Only read what is prepared and compare its checksums.")
-    flags.DEFINE_string("config_name", None, "Folder name, made from the options by default.")
-
-
-def check(dataset: str, source: Path, data_dir: Path, splits: tuple[str, ...]) -> int:
-    """Prints what looks wrong with a recording and draws it; 1 if anything does."""
-    from fsmde_jax.prepare import check_rig  # slow to import, and every worker imports this module
-
-    _find_source(dataset, source)
-    pictures = data_dir / f"{dataset}_check"
-    mark = pictures / _CHECK_MARK
-    if pictures.is_dir() and any(pictures.iterdir()) and not mark.is_file():
-        raise PrepareError(
-            f"{pictures} is in the way of the pictures and was not made by --check; move it away"
-        )
-    pictures.mkdir(parents=True, exist_ok=True)
-    mark.touch()
-    faults = check_rig.check(READERS[dataset], source, splits, pictures)
-    print(faults or f"{source}: nothing looks wrong", f"Pictures: {pictures}", sep="\n")
-    return 1 if faults else 0
-
-
-def main(argv: list[str]) -> int:
-    """Prepares as the flags say; 1 on bad input, 130 on Ctrl-C."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument {argv[1]!r}; options start with --")
-    values = flags.FLAGS
-    image_size = default_image_size(values.dataset)
-    if values.image_size:
-        if not re.fullmatch(r"\d+x\d+", values.image_size):
-            raise app.UsageError(f"--image_size={values.image_size} is not like 384x640")
-        image_size = tuple(map(int, values.image_size.split("x")))
-    with cli.errors_as_lines():
-        return _run(values, image_size)
-
-
-def _run(values: flags.FlagValues, image_size: tuple[int, int]) -> int:
-    source, data_dir = Path(values.source), Path(values.data_dir)
-    if values.check:
-        return check(values.dataset, source, data_dir, tuple(values.splits))
-    name = values.config_name or default_config_name(
-        image_size, values.image_format, values.dense_depth
-    )
-    if values.verify:
-        final = prepared.version_dir(data_dir, values.dataset, name)
-        num_files, problems = verify(final)
-        print("\n".join(problems) or f"{final}: all {num_files} files are whole")
-        return 1 if problems else 0
-    summary = prepare(
-        dataset=values.dataset,
-        source=source,
-        data_dir=data_dir,
-        image_size=image_size,
-        image_format=values.image_format,
-        dense_depth=values.dense_depth,
-        on_error=values.on_error,
-        num_workers=values.num_workers,
-        splits=tuple(values.splits),
-        config_name=name,
-    )
-    print(summary.table())
-    return 0
-
-
-if __name__ == "__main__":
-    _define_flags()
-    app.run(main)

@@ -20,7 +20,7 @@ from fsmde_jax.data import pipeline
 from fsmde_jax.models import hub_config
 from fsmde_jax.run import sharding, teacher_outputs
 from fsmde_jax.run.state import Model, init_state
-from fsmde_jax.train.loop.loop import make_optimizer, make_train_step
+from fsmde_jax.train.loop import make_optimizer, make_train_step
 
 GIB = 2.0**30
 

@@ -10,7 +10,7 @@ from fsmde_jax.config import HEAD_FOLDER, validate
 from fsmde_jax.data import prepared
 from fsmde_jax.prepare import scenes
 from fsmde_jax.run import checkpoints
-from fsmde_jax.train.loop import loop
+from fsmde_jax.train import loop
 from fsmde_jax.world import WorldConfig, write_world
 
 log = logging.getLogger(__name__)
