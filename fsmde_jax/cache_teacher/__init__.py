@@ -1,1 +1,1 @@
-"""TODO."""
+"""Stores the outputs of a frozen teacher."""

@@ -1,1 +1,1 @@
-"""TODO."""
+"""Measuring depth: protocols, metrics, results, comparison, reports."""

@@ -1,1 +1,1 @@
-"""TODO."""
+"""A trained student as a folder that stands alone."""

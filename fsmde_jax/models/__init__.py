@@ -1,1 +1,1 @@
-"""Networks: ViT and DPT teachers, ResNet students, the binning head, weight loading."""
+"""Networks: the student, the teacher, their binning head; loading weights."""

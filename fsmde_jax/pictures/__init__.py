@@ -1,1 +1,1 @@
-"""TODO."""
+"""What draws: a ring's images and depths, films, points from above."""

@@ -1,1 +1,1 @@
-"""TODO."""
+"""A trained student at work on a dataset, a recording, photos or a video."""

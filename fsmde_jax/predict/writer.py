@@ -1,4 +1,4 @@
-"""Predicts items and writes what was asked of each: maps, pictures, clouds, a recording, a video."""
+"""Predicts items and writes of each what was asked: maps, pictures, clouds, a recording, a film."""
 
 import importlib.util
 import pathlib
@@ -34,7 +34,6 @@ RING_FPS = 4.0
 # Keeps all: how high it gets differs from student to student.
 MIN_CONFIDENCE = 0.0
 PROBLEMS_FILE = "problems.txt"
-LISTED = 20  # problems that the terminal gets
 
 
 def predict(

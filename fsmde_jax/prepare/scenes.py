@@ -204,6 +204,7 @@ def _check_arguments(
 
 
 def find_source(dataset: str, source: Path) -> Path:
+    """The folder in `source` that the dataset's reader reads. Raises `PrepareError`."""
     try:
         return READERS[dataset].find(source)
     except FileNotFoundError as error:

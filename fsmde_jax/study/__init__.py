@@ -1,1 +1,1 @@
-"""TODO."""
+"""Arms times seeds on one benchmark, with a report."""

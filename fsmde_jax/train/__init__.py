@@ -1,1 +1,1 @@
-"""TODO."""
+"""Training: the loop, what has to exist before it, the dry run."""

@@ -1,1 +1,1 @@
-"""TODO."""
+"""Encoders of students."""

@@ -1,1 +1,1 @@
-"""TODO."""
+"""Foundation models: DPT and Depth Anything, ViT, BiT, our small ones, their preprocessing."""

@@ -1,1 +1,1 @@
-"""TODO."""
+"""Parts that networks are made of, and what XLA is told about them."""
