@@ -16,9 +16,6 @@ from ml_collections.config_dict import placeholder
 
 from fsmde_jax import files
 from fsmde_jax.errors import UserError, differences
-from fsmde_jax.evaluate.metrics import SCALINGS
-from fsmde_jax.evaluate.protocols import PROTOCOLS
-from fsmde_jax.models.binned_depth import MEANS
 
 
 class ConfigError(UserError):
@@ -39,6 +36,16 @@ MAY_CHANGE = (
     "evaluation.*",
     "mesh.*",
 )
+# How a prediction meets the truth: as it is; times the ratio of medians of the image, or of the
+# camera's images of a scene (or of the protocol's pool); or by the scale and shift of inverse depth
+# that fit the image's truth best (least squares, MiDaS).
+SCALINGS = ("metric", "median_image", "median_camera", "affine")
+# By protocol (fsmde_jax/evaluate/protocols.py), whether it averages predictions with those of the
+# mirrored image: "asked" is as `evaluation.flip_average` says.
+PROTOCOLS = {"ssdepth": "never", "surrounddepth": "always", "vfdepth": "never", "packnet": "asked"}
+# What is the mean over the bins; fsmde_jax/models/binned_depth.py computes it.
+MEANS = ("depth", "log_depth", "inverse_depth")
+TRUTH = "truth"  # a teacher that knows: the miniature world's dense depth
 DTYPES = ("float32", "bfloat16", "float16")  # that networks compute in
 _POSITIVE = {  # whole numbers from 1
     "train": ("steps", "log_every", "checkpoint_every", "keep_checkpoints"),
@@ -241,7 +248,7 @@ def _teacher() -> ConfigDict:
     # Only for task "foundation" that trains: the weights it goes on from; "" starts from scratch.
     teacher.start_weights = ""
     # The architecture: "" is that of the weights' config.json; for models trained or drawn here
-    # a name of `FOUNDATION_SIZES` in fsmde_jax/tasks.py.
+    # a name of `FOUNDATION_SIZES` in fsmde_jax/tasks/foundation.py.
     teacher.size = ""
     # The foundation model's input. image: "student" (the image the student sees, colour jitter
     # and all) or "prepared" (as prepared: not shrunk, not jittered). resize: "patch" (up to the
@@ -420,7 +427,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
     no_features = {"feature": objective.feature, "pairwise": objective.pairwise}
     if objective.vrkd_on == "features":
         no_features["vrkd"] = objective.vrkd
-    if teacher.weights == "truth" and (used := [name for name in no_features if no_features[name]]):
+    if teacher.weights == TRUTH and (used := [name for name in no_features if no_features[name]]):
         raise ConfigError(
             f"config.teacher.weights='truth' has no features, which config.objective.{used[0]} "
             "compares: set that to 0 (config.objective.vrkd works on 'probabilities', too)"
@@ -437,10 +444,10 @@ def validate(config: ml_collections.ConfigDict) -> None:
                 f"config.evaluation.{key} is {config.evaluation[key]!r}; use one of "
                 f"{', '.join(allowed)}"
             )
-    protocol = PROTOCOLS[config.evaluation.protocol]
-    if config.evaluation.flip_average and protocol.mirroring == "never":
+    protocol = config.evaluation.protocol
+    if config.evaluation.flip_average and PROTOCOLS[protocol] == "never":
         raise ConfigError(
-            f"config.evaluation.flip_average is true, but protocol {protocol.name!r} has no mirror "
+            f"config.evaluation.flip_average is true, but protocol {protocol!r} has no mirror "
             "images: use 'surrounddepth', which is 'ssdepth' with them, or 'packnet', which has "
             "both variants"
         )

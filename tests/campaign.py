@@ -399,7 +399,7 @@ def read_all(folder: pathlib.Path) -> dict:
     from fsmde_jax.data import prepared, teacher_cache
     from fsmde_jax.evaluate import results
     from fsmde_jax.prepare import scenes
-    from fsmde_jax.run import state
+    from fsmde_jax.run.load import load_student
     from fsmde_jax.train import loop
 
     run, data = folder / "run", folder / "data"
@@ -410,7 +410,7 @@ def read_all(folder: pathlib.Path) -> dict:
         loop.train(config, folder / name)  # it is done: reads the state, or makes it again
         found[f"curve of {name}"] = curve(folder / name)
     config = config_lib.load_config(run)
-    leaves = jax.tree.leaves(nnx.state(state.load_student(config, run)))
+    leaves = jax.tree.leaves(nnx.state(load_student(config, run)))
     found["student"] = _digest(np.asarray(leaf) for leaf in leaves)
     found["results"] = results.read(run)["methods"]
     raw = data / "world_raw" / "campaign"

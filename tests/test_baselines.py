@@ -8,7 +8,6 @@ from flax import nnx
 from test_train import read_metrics
 from tiny_run import prepare_recording, tiny_config
 
-from fsmde_jax import tasks
 from fsmde_jax.config import default_config
 from fsmde_jax.evaluate import measure
 from fsmde_jax.losses import arms, baselines
@@ -16,6 +15,8 @@ from fsmde_jax.losses.objective import DISTILLATION, targets_of
 from fsmde_jax.losses.view_relational import pool_tokens
 from fsmde_jax.models.teacher import TeacherOutput
 from fsmde_jax.run import checkpoints, state
+from fsmde_jax.run.load import load_student
+from fsmde_jax.tasks import make_task
 from fsmde_jax.train import loop
 
 RNG = np.random.default_rng(0)
@@ -175,12 +176,12 @@ def test_every_arm_trains_on_its_own_terms(config, tmp_path, arm, objective):
 def test_an_adapter_is_trained_evaluated_around_and_left_out_of_the_student(config, tmp_path):
     feature, workdir = with_arm(config, "feature"), tmp_path
     assert loop.train(feature, workdir) is None
-    model = state.Model(tasks.make_task(feature), feature.seed)
+    model = state.Model(make_task(feature), feature.seed)
     adapter = {"adapter": model.params["adapter"]}
     (trained,) = jax.tree.leaves(checkpoints.load_params(workdir, adapter, {"task": "student"}))
     (fresh,) = jax.tree.leaves(model.init()[0]["adapter"])
     assert np.abs(trained - fresh).max() > 0
-    student = state.load_student(feature, workdir)
+    student = load_student(feature, workdir)
     assert not hasattr(student, "adapter")
     image = jnp.zeros((1, 2, 32, 64, 3), jnp.uint8)
     intrinsics = jnp.tile(jnp.diag(jnp.array([60.0, 60.0, 1.0])), (1, 2, 1, 1))
@@ -197,7 +198,7 @@ def test_arms_of_one_seed_start_from_the_same_student(config):
     """The adapter draws its parameters after the student's."""
     starts = []
     for arm in ("supervised", "feature"):
-        params, _ = state.Model(tasks.make_task(with_arm(config, arm)), 0).init()
+        params, _ = state.Model(make_task(with_arm(config, arm)), 0).init()
         starts.append({name: part for name, part in params.items() if name != "adapter"})
     for a, b in zip(*map(jax.tree.leaves, starts), strict=True):
         np.testing.assert_array_equal(a, b)

@@ -18,7 +18,7 @@ from fsmde_jax import config as config_lib
 from fsmde_jax.errors import UserError
 from fsmde_jax.export import formats
 from fsmde_jax.models.student import Student, StudentConfig
-from fsmde_jax.run import state
+from fsmde_jax.run.load import load_student
 from fsmde_jax.train import loop
 
 
@@ -62,7 +62,7 @@ def test_a_function_is_the_students_in_a_process_without_the_package(workdir, tm
     assert test["confidence"].shape == test["depth_m"].shape
     assert ((test["confidence"] > 0) & (test["confidence"] <= 1)).all()
 
-    student = state.load_student(config_lib.load_config(workdir), workdir)
+    student = load_student(config_lib.load_config(workdir), workdir)
     image, intrinsics = three_of(test)
     expected = jax.jit(formats.inference(student))(image, intrinsics)
     if format_ == "onnx":
@@ -97,7 +97,7 @@ def test_real_frames_in_a_process_without_the_package(workdir, shared_dir, tmp_p
         [np.take(frames, range(i, i + cameras), axis=0, mode="wrap") for i in (0, 3, 6)]
     )
     intrinsics = np.tile(test["intrinsics"], (3, 1, 1, 1))
-    student = state.load_student(config_lib.load_config(workdir), workdir)
+    student = load_student(config_lib.load_config(workdir), workdir)
     depth_m, confidence = jax.jit(formats.inference(student))(image, intrinsics)
     values = {"depth_m": depth_m, "confidence": confidence}
     np.savez(folder / "real.npz", image=image, intrinsics=intrinsics, **values)

@@ -5,6 +5,7 @@ import protocol_reference
 import pytest
 
 from fsmde_jax.evaluate import metrics
+from fsmde_jax.models.layers import sampling
 
 
 def reference(predicted, truth, low=0.1, high=200.0):
@@ -87,7 +88,7 @@ def test_reading_at_pixels_equals_resizing_the_map(align_corners, size):
     values = rng.uniform(1, 90, (6, 10)).astype(np.float32)
     uv = np.stack([rng.integers(0, size[1], 400), rng.integers(0, size[0], 400)], axis=-1)
     whole = protocol_reference.resize(values.astype(np.float64), size, align_corners)
-    found = metrics.read_at_pixels(
+    found = sampling.read_at_pixels(
         jnp.asarray(values), jnp.asarray(uv, jnp.int32), jnp.asarray(size), align_corners
     )
     np.testing.assert_allclose(found, whole[uv[:, 1], uv[:, 0]], rtol=1e-6)
@@ -98,5 +99,5 @@ def test_sampling_equals_a_bilinear_resize_at_those_pixels():
     resized = jax.image.resize(torch_free, (24, 35), "linear", antialias=False)
     rows, columns = np.meshgrid(np.arange(24), np.arange(35), indexing="ij")
     xy = jnp.asarray(np.stack([columns.ravel() + 0.5, rows.ravel() + 0.5], -1))
-    sampled = metrics.sample_bilinear(torch_free, xy, (24, 35))
+    sampled = sampling.sample_bilinear(torch_free, xy, (24, 35))
     np.testing.assert_allclose(sampled.reshape(24, 35), resized, rtol=1e-5)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from fsmde_jax import tasks
+from fsmde_jax.config import SCALINGS
 from fsmde_jax.evaluate import cross_view, metrics
 from fsmde_jax.losses.objective import DISTILLATION
 from fsmde_jax.models import binned_depth
@@ -18,6 +18,7 @@ from fsmde_jax.models.encoders import mobilenet, resnet
 from fsmde_jax.models.layers.resize import resize_bilinear
 from fsmde_jax.precision import full_precision
 from fsmde_jax.run.state import Model
+from fsmde_jax.tasks import make_task
 from fsmde_jax.train import dry_run
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
@@ -63,7 +64,7 @@ def ddad_step(dtype: str, **objective: float):
     config.objective.vrkd_grid = (4, 8)
     config.objective.update(objective)
     config.train.dtype = config.teacher.dtype = dtype
-    task = tasks.make_task(config)
+    task = make_task(config)
     model = Model(task, 0)
 
     def loss(params, batch_stats, teacher_state, batch):
@@ -164,7 +165,7 @@ def test_measures_and_strips_multiply_float32_in_float32():
     ring = (jnp.zeros((b, n), jnp.int32), jnp.ones((b, n), bool))
     found = trace(lambda m: cross_view.overlap_disagreement(m, *poses, *ring), maps)
     assert [e.primitive.name for e in found].count("dot_general") >= 4
-    for scaling in metrics.SCALINGS:
+    for scaling in SCALINGS:
         found += trace(lambda d, s=scaling: metrics.scaled(d, points, mask, s), points)
     found += trace(lambda d: metrics.error_sums(d, points, mask), points)
     features, weights = jnp.ones((b, n, 4, 6, 3)), (jnp.ones((3, 7)), jnp.ones(3))

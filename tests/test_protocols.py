@@ -22,14 +22,14 @@ from jax.sharding import AxisType
 from tiny_run import tiny_config
 
 from fsmde_jax import config as config_lib
-from fsmde_jax import tasks
-from fsmde_jax.config import ConfigError
+from fsmde_jax.config import SCALINGS, ConfigError
 from fsmde_jax.data import lidar, pipeline, prepared
 from fsmde_jax.data.readers import dgp
 from fsmde_jax.evaluate import measure, metrics, protocols, scoring
 from fsmde_jax.evaluate.depth_maps import Predictions
 from fsmde_jax.prepare import scenes
 from fsmde_jax.run import sharding
+from fsmde_jax.tasks import make_task
 
 PROTOCOLS = ("ssdepth", "vfdepth", "packnet")  # surrounddepth is ssdepth of mirrored predictions
 NUMBERS = json.loads(pathlib.Path(__file__).with_name("protocol_numbers.json").read_text())
@@ -85,7 +85,7 @@ def streamed(config, mesh, scalings, direct=None, mirrored=None):
         index = jnp.maximum(batch["sample_index"], 0)
         return jnp.where(of_mirror, tables[1][index], tables[0][index])
 
-    predictor = measure._predictor(config, tasks.make_task(config), predict)
+    predictor = measure._predictor(config, make_task(config), predict)
     predictors = {scaling: predictor._replace(scaling=scaling) for scaling in scalings}
     found, _ = measure.evaluate_split(config, predictors, config.data.eval_split, mesh)
     return {
@@ -191,8 +191,8 @@ def test_streaming_equals_full_resolution_maps(folder, dataset, protocol):
     config.evaluation.protocol = protocol
     config.data.max_depth_m = 60.0  # so that some truth lies beyond
     rule = protocols.PROTOCOLS[protocol].lidar_rule if dataset == "nuscenes" else "dgp"
-    found = streamed(config, mesh_of(1), metrics.SCALINGS, random_predictions(config))
-    check_close(found, dense(config, metrics.SCALINGS, input_maps(rule)))
+    found = streamed(config, mesh_of(1), SCALINGS, random_predictions(config))
+    check_close(found, dense(config, SCALINGS, input_maps(rule)))
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)

@@ -6,9 +6,10 @@ import optax
 import pytest
 from tiny_run import prepare_recording, tiny_config
 
-from fsmde_jax import tasks
 from fsmde_jax.data import pipeline
 from fsmde_jax.run import sharding, state
+from fsmde_jax.run.load import place_model
+from fsmde_jax.tasks import make_task
 from fsmde_jax.train import loop
 
 
@@ -28,9 +29,9 @@ class OneStep:
             axis_types=(jax.sharding.AxisType.Auto,) * 2,
             devices=jax.devices()[:devices],
         )
-        task = tasks.make_task(config)
+        task = make_task(config)
         model = state.Model(task, config.seed)
-        self.frozen, self.teacher, self.name = state.place_model(config, model, self.mesh)
+        self.frozen, self.teacher, self.name = place_model(config, model, self.mesh)
         start = state.init_state(*model.init(), loop.make_optimizer(config), ema=False)
         self.state = jax.device_put(start, sharding.replicated(self.mesh))
         self.step = loop.make_train_step(config, task, model, self.mesh)

@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 
 from fsmde_jax import config as config_lib
-from fsmde_jax import tasks
 from fsmde_jax.config import ConfigError
 from fsmde_jax.errors import UserError
 from fsmde_jax.evaluate import measure
 from fsmde_jax.models.foundation.mini import MiniConfig
 from fsmde_jax.models.weights import SHIPPED, WeightsError, read_foundation_config
 from fsmde_jax.run import checkpoints, sharding
-from fsmde_jax.run.state import Model, TrainState, load_student, load_trained, place_model
+from fsmde_jax.run.load import load_foundation, load_student, load_trained, place_model
+from fsmde_jax.run.state import Model, TrainState
+from fsmde_jax.tasks import make_task
 from fsmde_jax.train import loop, stages
 from fsmde_jax.world import WorldError
 
@@ -87,9 +88,7 @@ def test_a_run_goes_on_wherever_it_is_moved(run, tmp_path, monkeypatch):
         (moved / "config.json").write_text(json.dumps(of_before))
         assert config_lib.load_config(moved).teacher.head_weights == str(moved / "teacher_head")
     found = config_lib.load_config(moved)
-    _, teacher, _ = place_model(
-        found, Model(tasks.make_task(found), 0), sharding.make_mesh(found.mesh)
-    )
+    _, teacher, _ = place_model(found, Model(make_task(found), 0), sharding.make_mesh(found.mesh))
     assert "head" in teacher
     config_lib.save_config(found, moved / "not_finite", run=moved)
     assert config_lib.load_config(moved / "not_finite").teacher.head_weights == str(
@@ -103,7 +102,7 @@ def test_statistics_are_averaged_with_the_weights_and_that_is_what_is_loaded(run
     assert 0 < decay < 1
     before = shutil.copytree(workdir, tmp_path / "before")
     shutil.rmtree(before / "checkpoints" / "2")
-    model = Model(tasks.make_task(config), config.seed)
+    model = Model(make_task(config), config.seed)
 
     def load(folder, item):
         shapes = model.batch_stats if "stats" in item else model.params
@@ -155,9 +154,9 @@ def test_pretraining_goes_on_from_weights(foundation, tmp_path):
     config.seed = 7  # another fresh model
     assert loop.train(config, tmp_path) is None
     mesh = sharding.make_mesh(config.mesh)
-    start = tasks.load_foundation(config, mesh)
+    start = load_foundation(config, mesh)
     config.teacher.start_weights = str(tmp_path / "weights")
-    end = tasks.load_foundation(config, mesh)
+    end = load_foundation(config, mesh)
     jax.tree.map(np.testing.assert_array_equal, start, end)  # in half precision, nothing moved
 
 
@@ -213,11 +212,11 @@ def test_a_neck_trained_with_the_head_starts_pretrained_and_reaches_the_student(
     stage.optimizer.learning_rate = 1e-9
     assert loop.train(stage, tmp_path / "head") is None
     mesh = sharding.make_mesh(config.mesh)
-    pretrained = tasks.load_foundation(stage, mesh)
+    pretrained = load_foundation(stage, mesh)
     student = config.copy_and_resolve_references()
     student.teacher.train_neck = True
     student.teacher.head_weights = str(tmp_path / "head")
-    _, teacher, _ = place_model(student, Model(tasks.make_task(student), 0), mesh)
+    _, teacher, _ = place_model(student, Model(make_task(student), 0), mesh)
     differences = jax.tree.map(
         lambda a, b: float(abs(a - b).max()), teacher["foundation"], pretrained
     )
@@ -226,7 +225,7 @@ def test_a_neck_trained_with_the_head_starts_pretrained_and_reaches_the_student(
     assert max(jax.tree.leaves(differences["stages"])) == 0
     student.teacher.train_neck = False
     with pytest.raises(checkpoints.CheckpointError, match="neck is True in the checkpoint"):
-        place_model(student, Model(tasks.make_task(student), 0), mesh)
+        place_model(student, Model(make_task(student), 0), mesh)
 
 
 def test_a_head_of_another_foundation_model_is_refused(run, foundation, tmp_path):

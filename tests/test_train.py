@@ -20,7 +20,7 @@ from PIL import Image
 from tensorboardX.proto import event_pb2
 from tiny_run import prepare_recording, tiny_config
 
-from fsmde_jax import cli, files, tasks
+from fsmde_jax import cli, files
 from fsmde_jax import config as config_lib
 from fsmde_jax.data import pipeline, prepared
 from fsmde_jax.errors import UserError
@@ -28,7 +28,9 @@ from fsmde_jax.evaluate import measure, references, scoring
 from fsmde_jax.models.foundation.vit import ViT, ViTConfig
 from fsmde_jax.models.layers.conv_norm import ConvNorm
 from fsmde_jax.pictures import ring
-from fsmde_jax.run import checkpoints, fork, sharding, state
+from fsmde_jax.run import checkpoints, fork, identity, sharding, state
+from fsmde_jax.run.load import load_student, load_trained, place_model
+from fsmde_jax.tasks import make_task
 from fsmde_jax.train import loop
 
 
@@ -58,8 +60,8 @@ def read_metrics(workdir, kind="train"):
 
 
 def test_nothing_reaches_the_teacher_and_it_is_in_no_checkpoint(config, finished):
-    _, teacher, _ = state.place_model(
-        config, state.Model(tasks.make_task(config), config.seed), sharding.make_mesh(config.mesh)
+    _, teacher, _ = place_model(
+        config, state.Model(make_task(config), config.seed), sharding.make_mesh(config.mesh)
     )
     saved = sum(f.stat().st_size for f in (finished / "checkpoints").rglob("*") if f.is_file())
     teacher_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(teacher))
@@ -186,7 +188,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     assert read_metrics(tmp_path / "run") == read_metrics(finished)
     expected, found = (
         checkpoints.load_params(
-            folder, state.Model(tasks.make_task(config), config.seed).params, {"task": "student"}
+            folder, state.Model(make_task(config), config.seed).params, {"task": "student"}
         )
         for folder in (finished, tmp_path / "run")
     )
@@ -260,13 +262,13 @@ def test_a_checkpoint_says_with_which_data_and_optimizer_it_was_trained(config, 
     other.optimizer.name, other.optimizer.ema_decay = "muon", 0.5
     saved = json.loads((finished / "checkpoints" / "6" / "identity" / "metadata").read_text())
     source = pipeline.open_data(config.data, "val")[0]
-    identity = loop._identity(other, saved["teacher"], source)
+    wanted = loop._identity(other, saved["teacher"], source)
     message = (
         r"optimizer is 'adamw' in the checkpoint, 'muon' in the config; ema is False .*, True .*; "
         r"data is '6 samples of 2 scenes \(\w+\)' in the checkpoint, '3 samples of 1 scenes"
     )
     with pytest.raises(checkpoints.CheckpointError, match=message):
-        checkpoints.Checkpoints(finished, 2, identity).restore({})
+        checkpoints.Checkpoints(finished, 2, wanted).restore({})
 
 
 def test_two_trainings_in_one_folder_are_refused(config, finished):
@@ -372,13 +374,13 @@ def test_a_fork_starts_from_what_a_run_measures_and_needs_it_no_more(config, fin
     assert about == {"run": str(old), "step": 6}
     other = config.copy_and_resolve_references()
     other.optimizer.update({"name": "muon", "learning_rate": 0.1, "ema_decay": 0.5})
-    model = state.Model(tasks.make_task(other), other.seed)
+    model = state.Model(make_task(other), other.seed)
     mesh = sharding.make_mesh(other.mesh)
     found = loop._start_weights(other, model, new, mesh)
     jax.tree.map(
         np.testing.assert_array_equal,
         found,
-        state.load_trained(config, model, finished, {"task": "student"}),
+        load_trained(config, model, finished, {"task": "student"}),
     )
     fork.fork(old, new)  # the same command goes on
     with pytest.raises(UserError, match=r"is a fork of .*old, not of .*finished"):
@@ -404,10 +406,10 @@ def test_a_loss_that_is_not_finite_stops_with_the_sample_ids(config, tmp_path, m
     found = config_lib.load_config(folder)
     assert found.data.to_dict() == config.data.to_dict()
     saved = json.loads((folder / "checkpoints" / "0" / "identity" / "metadata").read_text())
-    model = state.Model(tasks.make_task(found), found.seed)
-    identity = tasks.identity(found, saved["teacher"])  # as an evaluation asks for
-    assert jax.tree.leaves(state.load_trained(found, model, folder, identity))
-    assert state.load_student(found, folder)
+    model = state.Model(make_task(found), found.seed)
+    wanted = identity.of_run(found, saved["teacher"])  # as an evaluation asks for
+    assert jax.tree.leaves(load_trained(found, model, folder, wanted))
+    assert load_student(found, folder)
 
 
 def test_the_state_of_an_earlier_step_that_was_not_finite_is_kept(config, tmp_path):
@@ -527,7 +529,7 @@ def test_terminate_saves_and_the_same_command_goes_on(data_dir, tmp_path):
 
 
 def test_a_trained_student_predicts_metres_without_teacher_and_data(config, finished):
-    student = state.load_student(config, finished)
+    student = load_student(config, finished)
     image = np.zeros((1, 2, 32, 64, 3), np.uint8)
     intrinsics = np.tile(np.diag([60.0, 60.0, 1.0]), (1, 2, 1, 1)).astype(np.float32)
     depth_m = student(jnp.asarray(image), jnp.asarray(intrinsics), jnp.ones((1, 2), bool)).depth_m

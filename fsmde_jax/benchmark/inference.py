@@ -13,7 +13,6 @@ from absl import flags
 from flax import nnx
 from ml_collections import ConfigDict
 
-from fsmde_jax import tasks
 from fsmde_jax.benchmark import teachers, timing
 from fsmde_jax.data import pipeline, prepared
 from fsmde_jax.errors import UserError
@@ -22,7 +21,9 @@ from fsmde_jax.losses.objective import DISTILLATION
 from fsmde_jax.models.encoders.resnet import ResNet
 from fsmde_jax.models.layers import compiler
 from fsmde_jax.run import sharding, teacher_outputs
-from fsmde_jax.run.state import Model, init_state, place_model
+from fsmde_jax.run.load import place_model
+from fsmde_jax.run.state import Model, count_parameters, init_state
+from fsmde_jax.tasks import build_student, make_task
 from fsmde_jax.train import dry_run, loop
 
 Rows = list[dict[str, Any]]
@@ -86,9 +87,9 @@ def _with_student(config: ConfigDict, size: str) -> ConfigDict:
 
 def _students(config: ConfigDict, size: str, batch: int) -> dict[tuple[str, int], Contestant]:
     """A student in jax, and in the other runtimes there are."""
-    student = tasks.build_student(config, nnx.Rngs(config.seed))
+    student = build_student(config, nnx.Rngs(config.seed))
     student.eval()
-    count = tasks.count_parameters(nnx.state(student, nnx.Param))
+    count = count_parameters(nnx.state(student, nnx.Param))
     image, intrinsics = _rigs(config, batch)
     function = formats.inference(student)
     ours = _jax_contestant(lambda *inputs: function(*inputs)[0], (image, intrinsics), count)
@@ -174,14 +175,14 @@ def _torch_runs(student: nnx.Module, *inputs: np.ndarray) -> dict[str, Callable[
 
 def _teacher(config: ConfigDict, batch: int) -> Contestant:
     """The teacher as distillation reads it."""
-    model, mesh = Model(tasks.make_task(config), config.seed), sharding.make_mesh(config.mesh)
+    model, mesh = Model(make_task(config), config.seed), sharding.make_mesh(config.mesh)
     state = _random_teacher(model, mesh)
     image, intrinsics = _rigs(config, batch)
     if config.teacher.image == "prepared":
         image = image.repeat(config.data.downscale, 2).repeat(config.data.downscale, 3)
     cameras = jnp.ones(image.shape[:2], bool)
     function = lambda *inputs: model.merge_teacher(state)(*inputs, cameras).logits  # noqa: E731
-    return _jax_contestant(function, (image, intrinsics), tasks.count_parameters(state))
+    return _jax_contestant(function, (image, intrinsics), count_parameters(state))
 
 
 def _random_teacher(model: Model, mesh: jax.sharding.Mesh) -> Any:
@@ -218,7 +219,7 @@ def _step(config: ConfigDict, source: str = "online", **objective: float) -> Con
     config = config.copy_and_resolve_references()
     config.objective.update(objective)
     config.teacher.source = source
-    mesh, task = sharding.make_mesh(config.mesh), tasks.make_task(config)
+    mesh, task = sharding.make_mesh(config.mesh), make_task(config)
     model = Model(task, config.seed)
     values = _random_batch(dry_run.batch_shapes(config, task, model))
     batch = jax.device_put(values, sharding.batch_sharding(mesh))
@@ -251,10 +252,10 @@ def _torch_steps(config: ConfigDict) -> dict[str, Contestant]:
         from fsmde_jax.benchmark import torch_student
     except ImportError:
         return {}
-    student = tasks.build_student(config, nnx.Rngs(config.seed))
+    student = build_student(config, nnx.Rngs(config.seed))
     if not isinstance(student.encoder, ResNet) or config.bins.centers_of != "image":
         return {}
-    task = tasks.make_task(config)
+    task = make_task(config)
     values = _random_batch(dry_run.batch_shapes(config, task, Model(task, config.seed)))
     batch = {name: torch.from_numpy(value) for name, value in values.items()}
     images = batch["image"].shape[0] * batch["image"].shape[1]
@@ -298,7 +299,7 @@ def input_rate(config: ConfigDict, samples: int = 200) -> Rows:
         return []
     mesh, stored = sharding.make_mesh(config.mesh), None
     if config.teacher.source == "cached":
-        model = Model(tasks.make_task(config), config.seed)
+        model = Model(make_task(config), config.seed)
         stored = teacher_outputs.open_cache(config, model, place_model(config, model, mesh)[2])
     batches = pipeline.train_batches(
         data,

@@ -10,10 +10,11 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from fsmde_jax import config as config_lib
-from fsmde_jax import tasks
 from fsmde_jax.data import pipeline, teacher_cache
 from fsmde_jax.run import sharding, teacher_outputs
-from fsmde_jax.run.state import Model, place_model
+from fsmde_jax.run.load import place_model
+from fsmde_jax.run.state import Model
+from fsmde_jax.tasks import make_task
 
 # A stored root is off by at most half a step, so a probability by 2 x 0.5 / 255; the devices'
 # rounding may move it by one step more.
@@ -27,7 +28,7 @@ class Runner:
         config_lib.validate(config)
         self.config = config
         self.mesh: Mesh = sharding.make_mesh(config.mesh)
-        self.model = Model(tasks.make_task(config), config.seed)
+        self.model = Model(make_task(config), config.seed)
         if self.model.teacher_graphdef is None:
             raise config_lib.ConfigError(
                 "config.objective has no term that needs a teacher: there is nothing to store"

@@ -15,7 +15,7 @@ from ml_collections import config_flags
 
 from fsmde_jax import cli
 from fsmde_jax import config as config_lib
-from fsmde_jax.evaluate import measure, metrics, protocols
+from fsmde_jax.evaluate import measure, protocols
 from fsmde_jax.evaluate.depth_maps import Predictions
 
 
@@ -27,7 +27,7 @@ def _define_flags() -> None:
     )
     flags.DEFINE_float("unit_m", None, "Metres of a value of 1 in --predictions.")
     flags.DEFINE_enum("protocol", None, list(protocols.PROTOCOLS), "Instead of the config's.")
-    flags.DEFINE_enum("scaling", None, metrics.SCALINGS, "Instead of the config's.")
+    flags.DEFINE_enum("scaling", None, config_lib.SCALINGS, "Instead of the config's.")
     flags.DEFINE_float("max_depth_m", None, "Where the evaluated range ends.")
     flags.DEFINE_string("masks", None, "Folder of self-occlusion masks, or 'estimate'.")
     flags.DEFINE_bool(

@@ -15,7 +15,7 @@ from jaxtyping import Array, UInt8
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from fsmde_jax import files, tasks
+from fsmde_jax import files
 from fsmde_jax.config import ConfigError
 from fsmde_jax.data import lidar, pipeline
 from fsmde_jax.data.masks import ESTIMATE, Masks
@@ -30,9 +30,12 @@ from fsmde_jax.evaluate.scoring import (
     truth_of,
     whole_pools,
 )
+from fsmde_jax.models.layers import sampling
 from fsmde_jax.pictures import ring
-from fsmde_jax.run import sharding
-from fsmde_jax.run.state import Model, TrainState, load_trained, place_model
+from fsmde_jax.run import identity, sharding
+from fsmde_jax.run.load import load_foundation, load_trained, place_model
+from fsmde_jax.run.state import Model, TrainState
+from fsmde_jax.tasks import Task, foundation, make_task, teacher_inputs
 
 # A metric prediction this many times too large or small (median) has another unit.
 UNIT_RATIO = 5.0
@@ -133,7 +136,7 @@ def _batches(
 # What is measured
 
 
-def make_predict(task: tasks.Task, model: Model) -> Callable:
+def make_predict(task: Task, model: Model) -> Callable:
     """Jitted (params, batch_stats, frozen, batch) -> depth_m [b n h w], in evaluation mode."""
     return jax.jit(
         lambda params, stats, frozen, batch: task.predict(
@@ -143,7 +146,7 @@ def make_predict(task: tasks.Task, model: Model) -> Callable:
 
 
 def _predictor(
-    config: ConfigDict, task: tasks.Task, predict: Callable[[dict[str, Array]], Array]
+    config: ConfigDict, task: Task, predict: Callable[[dict[str, Array]], Array]
 ) -> Predictor:
     if protocols.mirrors(config.evaluation):
         predict = _mirror_averaged(predict, task.predicts_inverse)
@@ -179,7 +182,7 @@ def _mirror_averaged(predict: Callable, inverse: bool) -> Callable:
 
 
 def evaluate_state(
-    config: ConfigDict, task: tasks.Task, model: Model, state: TrainState, frozen: Any, mesh: Mesh
+    config: ConfigDict, task: Task, model: Model, state: TrainState, frozen: Any, mesh: Mesh
 ) -> tuple[dict, UInt8[np.ndarray, "h w 3"]]:
     """The evaluation split's results of a training state (its moving average if there is one).
 
@@ -214,14 +217,14 @@ def evaluate_run(
     in_run = workdir.resolve() in out.resolve().parents
     with _owned(out, None if in_run else run):
         mesh = sharding.make_mesh(config.mesh)
-        task = tasks.make_task(config)
+        task = make_task(config)
         model = Model(task, config.seed)
         frozen, teacher_state, teacher_name = place_model(config, model, mesh)
-        identity = tasks.identity(config, teacher_name)
-        if tasks.is_given(config):
-            params, batch_stats = tasks.load_foundation(config, mesh), model.batch_stats
+        wanted = identity.of_run(config, teacher_name)
+        if foundation.is_given(config):
+            params, batch_stats = load_foundation(config, mesh), model.batch_stats
         else:
-            params, batch_stats = load_trained(config, model, workdir, identity)
+            params, batch_stats = load_trained(config, model, workdir, wanted)
         params, batch_stats = jax.device_put((params, batch_stats), sharding.replicated(mesh))
         config = on or config
 
@@ -291,7 +294,7 @@ def _references(config: ConfigDict, model: Model, teacher_state: Any) -> dict[st
 
         @jax.jit
         def teacher_depth(state, batch):
-            return model.merge_teacher(state)(*tasks.teacher_inputs(batch)).depth_m
+            return model.merge_teacher(state)(*teacher_inputs(batch)).depth_m
 
         def predict(batch):
             return teacher_depth(teacher_state, batch)
@@ -440,7 +443,7 @@ def _in_metres(
     limits = (config.data.min_depth_m, max_depth_m(config))
 
     def aligned(inverse_depth, uv, size, truth_m):
-        at_points = metrics.read_at_pixels(inverse_depth, uv, size)
+        at_points = sampling.read_at_pixels(inverse_depth, uv, size)
         valid = (truth_m > limits[0]) & (truth_m < limits[1])
         scale, shift = metrics.fit_affine(at_points, truth_m, valid)
         return metrics.depth_of_inverse(scale * inverse_depth + shift, *limits)

@@ -9,57 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-# How a prediction meets the truth: as it is; times the ratio of medians of the image, or of the
-# camera's images of a scene (or of the protocol's pool); or by the scale and shift of inverse depth
-# that fit the image's truth best (least squares, MiDaS).
-SCALINGS = ("metric", "median_image", "median_camera", "affine")
+from fsmde_jax.losses.align import moments
 
 NAMES = ("abs_rel", "sq_rel", "rmse_m", "rmse_log", "delta1", "delta2", "delta3")
 
 # Lower ends of the ranges of true depth that tables tell apart; the last one is open.
 RANGES_M = (0.0, 20.0, 40.0, 80.0)
-
-
-def read_at_pixels(
-    values: Float[Array, "h w"],
-    uv: Int[Array, "p 2"],
-    size: Int[Array, "2"],
-    align_corners: bool = False,
-) -> Float[Array, "p"]:
-    """What a bilinear resize of a map to `size` (height, width) has at pixels (column, row).
-
-    Equal to torch's `interpolate` without computing the pixels in between. Places are ratios of
-    integers, so they do not lose digits however large the image is.
-    """
-    corners = []
-    for axis, pixels in ((0, uv[:, 1]), (1, uv[:, 0])):
-        small, large = values.shape[axis], size[axis]
-        if align_corners:
-            numerator, denominator = pixels * (small - 1), jnp.maximum(large - 1, 1)
-        else:
-            numerator, denominator = (2 * pixels + 1) * small - large, 2 * large
-        numerator = jnp.clip(numerator, 0, denominator * (small - 1))
-        low = numerator // denominator
-        part = (numerator - low * denominator) / denominator
-        corners.append((low, jnp.minimum(low + 1, small - 1), part.astype(values.dtype)))
-    (top, bottom, down), (left, right, along) = corners
-    upper = values[top, left] * (1 - along) + values[top, right] * along
-    lower = values[bottom, left] * (1 - along) + values[bottom, right] * along
-    return upper * (1 - down) + lower * down
-
-
-def sample_bilinear(
-    depth_map: Float[Array, "h w"], xy: Float[Array, "p 2"], size: tuple[int, int]
-) -> Float[Array, "p"]:
-    """Values at positions given in pixels of an image of `size` (height, width).
-
-    Equal to a bilinear resize of the map with half-pixel centres (torch's align_corners=False)
-    read at those pixels; only the pixels that carry LiDAR are computed.
-    """
-    height, width = depth_map.shape
-    x = jnp.clip(xy[:, 0] * (width / size[1]) - 0.5, 0.0, width - 1.0)
-    y = jnp.clip(xy[:, 1] * (height / size[0]) - 0.5, 0.0, height - 1.0)
-    return jax.scipy.ndimage.map_coordinates(depth_map, [y, x], order=1, mode="nearest")
 
 
 def masked_median(
@@ -92,17 +47,6 @@ def _order_statistic(
     return jax.lax.bitcast_convert_type(found, jnp.float32)
 
 
-def moments(
-    x: Float[Array, "p"], y: Float[Array, "p"], valid: Bool[Array, "p"]
-) -> tuple[Float[Array, ""], Float[Array, ""], Float[Array, ""], Float[Array, ""]]:
-    """Means of x and y, their covariance and the variance of x, over `valid`."""
-    count = jnp.maximum(jnp.sum(valid), 1)
-    mean = lambda values: jnp.sum(jnp.where(valid, values, 0.0)) / count  # noqa: E731
-    mean_x, mean_y = mean(x), mean(y)
-    x, y = x - mean_x, y - mean_y
-    return mean_x, mean_y, mean(x * y), mean(x * x)
-
-
 def fit_affine(
     inverse_depth: Float[Array, "p"], truth_m: Float[Array, "p"], valid: Bool[Array, "p"]
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
@@ -131,7 +75,7 @@ def scaled(
     """An image's predictions at its points, brought to metres by what `valid` truth says.
 
     Args:
-      scaling: "metric", "median_image" or "affine" of `SCALINGS`.
+      scaling: "metric", "median_image" or "affine" of `config.SCALINGS`.
       inverse: predictions are of inverse depth; only for "affine".
     """
     if scaling == "median_image":

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
+from fsmde_jax import config
 from fsmde_jax.data import lidar
 
 
@@ -32,8 +33,6 @@ class Protocol:
       clamp_first: predictions are also clamped before they are scaled.
       masks_own_car: where the car sees itself is left out (`config.evaluation.masks` says how).
         Masks from files are brought to the network's size as VFDepth does.
-      mirroring: whether disparity is averaged with that of the mirrored image (`post_process`):
-        "always", "never", or "asked" (`config.evaluation.flip_average`).
       lidar_rule: of `lidar.RULES`, for data that was prepared by those.
       pool: errors are averaged over all pixels of this many consecutive samples' images of a
         camera at once; 1 is image by image. What makes no whole pool at the end of the split is
@@ -51,7 +50,6 @@ class Protocol:
     masks_own_car: bool
     pool: int
     average: str
-    mirroring: str
     lidar_rule: str
 
 
@@ -67,7 +65,6 @@ _SSDEPTH = Protocol(
     masks_own_car=False,
     pool=1,
     average="cameras",
-    mirroring="never",
     lidar_rule="surrounddepth",
 )
 
@@ -76,7 +73,7 @@ PROTOCOLS = {
     for protocol in (
         _SSDEPTH,
         # weiyithu/SurroundDepth.
-        dataclasses.replace(_SSDEPTH, name="surrounddepth", mirroring="always"),
+        dataclasses.replace(_SSDEPTH, name="surrounddepth"),
         # 42dot/VFDepth. On nuScenes it also leaves out key frames of low visibility by a list of
         # its own (5,417 of 6,019 stay); here all count.
         Protocol(
@@ -89,7 +86,6 @@ PROTOCOLS = {
             masks_own_car=True,
             pool=4,
             average="pools",
-            mirroring="never",
             lidar_rule="vfdepth",
         ),
         # TRI-ML/packnet-sfm and vidar, with and without mirroring. An image without any valid pixel
@@ -105,7 +101,6 @@ PROTOCOLS = {
             masks_own_car=False,
             pool=1,
             average="images",
-            mirroring="asked",
             lidar_rule="surrounddepth",
         ),
     )
@@ -114,7 +109,7 @@ PROTOCOLS = {
 
 def mirrors(evaluation: ConfigDict) -> bool:
     """Whether `config.evaluation` averages with mirror images."""
-    mirroring = PROTOCOLS[evaluation.protocol].mirroring
+    mirroring = config.PROTOCOLS[evaluation.protocol]
     return mirroring == "always" or (mirroring == "asked" and evaluation.flip_average)
 
 

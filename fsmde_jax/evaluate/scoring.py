@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from fsmde_jax.evaluate import cross_view, metrics, results
 from fsmde_jax.evaluate.protocols import PROTOCOLS, Protocol
+from fsmde_jax.models.layers import sampling
 from fsmde_jax.run import sharding
 
 
@@ -22,7 +23,7 @@ class Predictor(NamedTuple):
     """A way to depth: batch -> [b n h w] in metres, or inverse depth of unknown scale and shift."""
 
     predict: Callable[[dict[str, Array]], Array]
-    scaling: str = "metric"  # of `metrics.SCALINGS`
+    scaling: str = "metric"  # of `config.SCALINGS`
     inverse: bool = False
 
 
@@ -137,7 +138,7 @@ class Scorer:
         """The prediction at the truth's points, the truth [b n p], and which of them count."""
         uv, size, truth_m = truth_of(batch)
         corners = self.protocol.align_corners
-        read = lambda *image: metrics.read_at_pixels(*image, corners)  # noqa: E731
+        read = lambda *image: sampling.read_at_pixels(*image, corners)  # noqa: E731
         depth_m = jax.vmap(jax.vmap(read))(prediction.astype(jnp.float32), uv, size)
         low, high = limits_m(self.config)
         if self.protocol.clamp_first and not self.predictor.inverse:

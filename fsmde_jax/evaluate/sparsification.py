@@ -20,11 +20,13 @@ from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from fsmde_jax import cli, files, tasks
+from fsmde_jax import cli, files
 from fsmde_jax import config as config_lib
 from fsmde_jax.data import pipeline
 from fsmde_jax.losses.depth import sample_at_lidar
-from fsmde_jax.run import sharding, state
+from fsmde_jax.run import sharding
+from fsmde_jax.run.load import load_student
+from fsmde_jax.tasks import student_inputs
 
 FILE = "sparsification.json"
 LEFT_OUT = np.linspace(0.0, 0.95, 20)  # shares of the pixels
@@ -66,11 +68,11 @@ def measure(
     config: ConfigDict, workdir: pathlib.Path
 ) -> tuple[Float[np.ndarray, "p"], Float[np.ndarray, "p"]]:
     """(AbsRel, confidence) at all LiDAR pixels of the run's validation split, metric."""
-    student, mesh = state.load_student(config, workdir), sharding.make_mesh(config.mesh)
+    student, mesh = load_student(config, workdir), sharding.make_mesh(config.mesh)
 
     @jax.jit
     def at_lidar(batch: dict[str, Any]) -> tuple[Any, Any]:
-        output, size = student(*tasks.student_inputs(batch)), batch["image"].shape[2:4]
+        output, size = student(*student_inputs(batch)), batch["image"].shape[2:4]
         depth_m, confidence = (
             sample_at_lidar(values, batch["lidar_xy"], size)
             for values in (output.depth_m, output.confidence)

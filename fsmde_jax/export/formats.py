@@ -15,7 +15,8 @@ from ml_collections import ConfigDict
 from fsmde_jax import config as config_lib
 from fsmde_jax import files
 from fsmde_jax.errors import UserError
-from fsmde_jax.run import checkpoints, example, state
+from fsmde_jax.run import checkpoints, example
+from fsmde_jax.run.load import load_student
 
 FORMATS = ("orbax", "stablehlo", "onnx")
 INPUTS = ("image", "intrinsics")
@@ -35,7 +36,7 @@ def export(workdir: pathlib.Path, format_: str, out: pathlib.Path) -> None:
     _need(format_)
     files.refuse_occupied(out)
     config = config_lib.load_config(workdir)
-    student = state.load_student(config, workdir)
+    student = load_student(config, workdir)
     sample, cameras = example.read(config, workdir)
     inputs = {name: sample[name][None] for name in INPUTS}
     outputs = jax.jit(inference(student))(*inputs.values())

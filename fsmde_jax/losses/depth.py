@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from fsmde_jax.evaluate.metrics import moments, sample_bilinear
+from fsmde_jax.losses.align import align
+from fsmde_jax.models.layers.sampling import sample_bilinear
 
 SILOG_FLOOR = 1e-3  # of a loss without error, or without a valid point
 
@@ -58,22 +59,6 @@ def bin_likelihood(
     log_density = jax.nn.logsumexp(jax.nn.log_softmax(logits) - distance, axis=-1)
     nll = math.log(2.0 * width) - log_density
     return jnp.sum(nll * valid) / jnp.maximum(jnp.sum(valid), 1)
-
-
-def align(
-    inverse_depth: Float[Array, "h w"],
-    truth_inverse_depth: Float[Array, "h w"],
-    valid: Bool[Array, "h w"],
-) -> Float[Array, "h w"]:
-    """An image's inverse depth scaled and shifted onto its truth by least squares (MiDaS).
-
-    The scale stays positive, so that far never becomes near.
-    """
-    mean, mean_truth, covariance, variance = moments(
-        inverse_depth.ravel(), truth_inverse_depth.ravel(), valid.ravel()
-    )
-    scale = jnp.maximum(covariance, 1e-6) / jnp.maximum(variance, 1e-6)
-    return scale * (inverse_depth - mean) + mean_truth
 
 
 def affine_invariant_loss(

@@ -21,7 +21,7 @@ from fsmde_jax.models.layers import compiler
 from fsmde_jax.pictures import point_cloud, ring
 from fsmde_jax.predict import inputs, photos
 from fsmde_jax.predict.inputs import Item
-from fsmde_jax.run import state
+from fsmde_jax.run.load import load_student
 
 UNIT_M = 1 / 256  # of the depth PNG; beyond 255.99 m it stays there
 DEFAULT_SAVES = {
@@ -62,7 +62,7 @@ def predict(
         raise UserError(f"--focal_px={focal_px:g} must be positive")
     files.refuse_occupied(out)
     config = config_lib.load_config(workdir)
-    student = state.load_student(config, workdir)
+    student = load_student(config, workdir)
     source = inputs.open_inputs(what, config, workdir, split, focal_px)
     saves = _choose(saves, source.kind)
     max_depth_m = max_depth_m or config.evaluation.picture_max_depth_m

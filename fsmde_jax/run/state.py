@@ -1,6 +1,5 @@
-"""What a run holds in memory: the modules as pure pytrees, the training state, its placing."""
+"""What a run holds in memory: the modules as pure pytrees, and the training state."""
 
-import pathlib
 from collections.abc import Callable
 from typing import Any
 
@@ -9,13 +8,9 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
-from fsmde_jax import tasks
-from fsmde_jax.errors import UserError
 from fsmde_jax.models import weights
-from fsmde_jax.run import checkpoints, sharding
+from fsmde_jax.tasks import Task
 
 
 @flax.struct.dataclass
@@ -58,7 +53,7 @@ class Model:
       teacher_graphdef, teacher_state: the frozen teacher and its shapes, or None and an empty tree.
     """
 
-    def __init__(self, task: tasks.Task, seed: int):
+    def __init__(self, task: Task, seed: int):
         self._build = lambda: task.build_model(nnx.Rngs(seed))
         self._split = lambda model: nnx.state(model, task.trainable, nnx.BatchStat, ...)
         model = nnx.eval_shape(self._build)
@@ -116,52 +111,9 @@ def init_state(
     )
 
 
-def place_model(config: ConfigDict, model: Model, mesh: Mesh) -> tuple[Any, Any, str | None]:
-    """(frozen, teacher_state, teacher's name) on the mesh, with the weights the config names.
-
-    The name is the fingerprint of a foundation model whose head is trained.
-    """
-    frozen, teacher_state, name = model.frozen, model.teacher_state, None
-    if config.teacher.weights == "random":
-        trees = model.init_frozen()
-        frozen, teacher_state = jax.device_put(trees, sharding.fsdp_sharding(trees, mesh))
-    elif config.task == "teacher_head":
-        frozen = tasks.load_teacher_weights(config, frozen, mesh)
-    elif model.teacher_graphdef:
-        teacher_state = tasks.load_teacher_weights(config, teacher_state, mesh)
-    if config.task == "teacher_head":
-        name = checkpoints.fingerprint(frozen)
-    elif model.teacher_graphdef:
-        label = config.teacher.size or config.teacher.weights
-        fingerprint = checkpoints.fingerprint(teacher_state)
-        name = f"{label}/{config.teacher.binning} {fingerprint}"
-    return frozen, teacher_state, name
-
-
-def load_trained(
-    config: ConfigDict, model: Model, workdir: pathlib.Path, identity: dict[str, Any]
-) -> tuple[Any, Any]:
-    """(parameters, batch statistics) of the newest checkpoint: their moving averages if kept."""
-    items = ("ema", "ema_batch_stats") if config.optimizer.ema_decay else ("params", "batch_stats")
-    params, batch_stats = (
-        checkpoints.load_params(workdir, shapes, identity, item)
-        for shapes, item in zip((model.params, model.batch_stats), items, strict=True)
-    )
-    return params, batch_stats
-
-
-def load_student(config: ConfigDict, workdir: pathlib.Path) -> nnx.Module:
-    """The trained student of a run, ready to predict; needs no teacher and no data."""
-    if config.task != "student":
-        raise UserError(f"{workdir} trained a {config.task}, not a student")
-    task = tasks.make_task(config)._replace(
-        build_model=lambda rngs: tasks.build_student(config, rngs),  # without any adapter
-        build_teacher=None,
-    )
-    model = Model(task, config.seed)
-    identity = {"task": "student", "student": config.student.to_dict()}
-    params, batch_stats = load_trained(config, model, workdir, identity)
-    return model.merge(params, batch_stats, model.frozen, train=False)
+def count_parameters(state: Any) -> int:
+    """Number of scalars in a tree of arrays."""
+    return sum(leaf.size for leaf in jax.tree.leaves(state))
 
 
 def _run_once(make: Callable[[], Any]) -> Any:

@@ -11,10 +11,10 @@ import numpy as np
 from jaxtyping import Array
 from ml_collections import ConfigDict
 
-from fsmde_jax import tasks
 from fsmde_jax.data import pipeline, prepared, teacher_cache
 from fsmde_jax.losses.objective import targets_of
 from fsmde_jax.run.state import Model
+from fsmde_jax.tasks import student_inputs, teacher_inputs
 
 
 def describe(config: ConfigDict, model: Model, teacher_name: str) -> dict[str, Any]:
@@ -56,11 +56,11 @@ def encode(config: ConfigDict, model: Model, teacher_state, batch) -> dict[str, 
     # Of the student only the resolution of its bins matters.
     def student(params, batch_stats, frozen, batch):
         module = model.merge(params, batch_stats, frozen, train=False)
-        return module(*tasks.student_inputs(batch))
+        return module(*student_inputs(batch))
 
     shapes = (model.params, model.batch_stats, model.frozen)
     output = jax.eval_shape(student, *shapes, batch)
-    teacher = model.merge_teacher(teacher_state)(*tasks.teacher_inputs(batch))
+    teacher = model.merge_teacher(teacher_state)(*teacher_inputs(batch))
     targets = targets_of(teacher, output.bins.logits.shape[2:4], config.objective)
     stored = (
         teacher_cache.encode(targets.logits),

@@ -19,7 +19,8 @@ from fsmde_jax.data import pipeline
 from fsmde_jax.evaluate import results
 from fsmde_jax.losses.depth import SILOG_FLOOR
 from fsmde_jax.pictures import ring
-from fsmde_jax.run import sharding, state
+from fsmde_jax.run import sharding
+from fsmde_jax.run.load import load_student
 from fsmde_jax.study.plan import TEACHER, Run, Study
 
 FILE = "study.json"
@@ -316,7 +317,7 @@ def _draw_samples(study: Study, runs: dict[str, Run]) -> list[str]:
 
 
 def _predictor(run: Run):  # -> batch -> depth_m [b n h w]
-    student = state.load_student(config_lib.load_config(run.folder), run.folder)
+    student = load_student(config_lib.load_config(run.folder), run.folder)
     graphdef, parameters = nnx.split(student)
 
     @jax.jit

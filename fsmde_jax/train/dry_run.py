@@ -14,12 +14,12 @@ from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from fsmde_jax import tasks
 from fsmde_jax.config import ConfigError
 from fsmde_jax.data import pipeline
 from fsmde_jax.models import hub_config
 from fsmde_jax.run import sharding, teacher_outputs
-from fsmde_jax.run.state import Model, init_state
+from fsmde_jax.run.state import Model, count_parameters, init_state
+from fsmde_jax.tasks import Task, make_task
 from fsmde_jax.train.loop import make_optimizer, make_train_step
 
 GIB = 2.0**30
@@ -29,7 +29,7 @@ def report(config: ConfigDict) -> str:
     """Modules with parameter counts, the batch's shapes, the step's memory a device."""
     mesh = sharding.make_mesh(config.mesh)
     config = with_random_teacher(config)
-    task = tasks.make_task(config)
+    task = make_task(config)
     model = Model(task, config.seed)
     batch = batch_shapes(config, task, model)
     if config.teacher.source == "cached":
@@ -61,9 +61,7 @@ def image_shape(config: ConfigDict) -> tuple[int, int, int]:
     return len(cameras), height, width
 
 
-def batch_shapes(
-    config: ConfigDict, task: tasks.Task, model: Model
-) -> dict[str, jax.ShapeDtypeStruct]:
+def batch_shapes(config: ConfigDict, task: Task, model: Model) -> dict[str, jax.ShapeDtypeStruct]:
     """The fields of `data/pipeline.py` for this config."""
     n, height, width = image_shape(config)
     b, p = config.data.batch_size, config.data.points_per_image
@@ -105,13 +103,13 @@ def _modules(title: str, state: Any) -> list[str]:
     """A line a top-level module: name and parameters."""
     if not jax.tree.leaves(state):
         return []
-    lines = [f"{title}: {tasks.count_parameters(state) / 1e6:.2f} M parameters"]
+    lines = [f"{title}: {count_parameters(state) / 1e6:.2f} M parameters"]
     for name, part in state.items():
-        lines.append(f"  {name:20s} {tasks.count_parameters(part) / 1e6:10.3f} M")
+        lines.append(f"  {name:20s} {count_parameters(part) / 1e6:10.3f} M")
     return lines
 
 
-def _memory(config: ConfigDict, task: tasks.Task, model: Model, mesh: Mesh, batch: dict) -> str:
+def _memory(config: ConfigDict, task: Task, model: Model, mesh: Mesh, batch: dict) -> str:
     """Bytes by the compiler's own analysis of the sharded step."""
     state = nnx.eval_shape(
         lambda params, stats: init_state(

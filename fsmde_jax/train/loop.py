@@ -29,13 +29,21 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto import event_pb2
 
 from fsmde_jax import config as config_lib
-from fsmde_jax import files, tasks
+from fsmde_jax import files
 from fsmde_jax.config import ConfigError
 from fsmde_jax.data import pipeline, prepared
 from fsmde_jax.evaluate import measure
 from fsmde_jax.models.layers import compiler
-from fsmde_jax.run import checkpoints, example, fork, sharding, teacher_outputs
-from fsmde_jax.run.state import Model, TrainState, init_state, load_trained, place_model
+from fsmde_jax.run import checkpoints, example, fork, identity, sharding, teacher_outputs
+from fsmde_jax.run.load import (
+    load_foundation,
+    load_trained,
+    place_model,
+    save_foundation,
+    with_pretrained_neck,
+)
+from fsmde_jax.run.state import Model, TrainState, count_parameters, init_state
+from fsmde_jax.tasks import Task, make_task
 
 log = logging.getLogger(__name__)
 
@@ -98,7 +106,7 @@ def _matrix_axes(path: tuple, leaf: Array) -> optax.contrib.MuonDimensionNumbers
 
 
 def make_train_step(
-    config: ConfigDict, task: tasks.Task, model: Model, mesh: Mesh
+    config: ConfigDict, task: Task, model: Model, mesh: Mesh
 ) -> compiler.Program:  # (state, frozen, teacher_state, batch) -> (state, scalars)
     """The jitted update; the state is donated, metrics come back on every device."""
     optimizer, schedule = make_optimizer(config), make_schedule(config)
@@ -184,7 +192,7 @@ def _train(config: ConfigDict, workdir: pathlib.Path, stop: "StopSignal") -> int
     images_per_step = config.data.batch_size * len(cameras)
 
     # ---------------------------------------------------------------- model and teacher
-    task = tasks.make_task(config)
+    task = make_task(config)
     model = Model(task, config.seed)
     frozen, teacher_state, teacher_name = place_model(config, model, mesh)
     log.info(
@@ -197,8 +205,8 @@ def _train(config: ConfigDict, workdir: pathlib.Path, stop: "StopSignal") -> int
     )
 
     # ---------------------------------------------------------------- own checkpoint, or a start
-    identity = _identity(config, teacher_name, source)
-    saver = checkpoints.Checkpoints(workdir, config.train.keep_checkpoints, identity)
+    wanted = _identity(config, teacher_name, source)
+    saver = checkpoints.Checkpoints(workdir, config.train.keep_checkpoints, wanted)
     new_state = functools.partial(
         init_state, optimizer=make_optimizer(config), ema=config.optimizer.ema_decay > 0
     )
@@ -237,7 +245,7 @@ def _train(config: ConfigDict, workdir: pathlib.Path, stop: "StopSignal") -> int
     train_step = make_train_step(config, task, model, mesh)
     writer = MetricsWriter(workdir, first_step)
     timer = Timer(config.train.steps, images_per_step)
-    check = functools.partial(_check_finite, config, workdir, identity, source)
+    check = functools.partial(_check_finite, config, workdir, wanted, source)
     pending = None  # the last step's loss, looked at one step later so that devices never wait
     step = first_step
     for step in range(first_step + 1, config.train.steps + 1):
@@ -270,7 +278,7 @@ def _train(config: ConfigDict, workdir: pathlib.Path, stop: "StopSignal") -> int
     writer.close()
     iterator.close()
     if config.task == "foundation" and step == config.train.steps and jax.process_index() == 0:
-        tasks.save_foundation(config, state.averaged()[0], workdir / "weights")
+        save_foundation(config, state.averaged()[0], workdir / "weights")
     if step < config.train.steps:
         log.info("%s: stopped after step %d; the same command goes on", config.name, step)
         return stop.signal_number
@@ -282,7 +290,7 @@ def _identity(
 ) -> dict[str, Any]:
     """What a checkpoint must share with a run to go on with it."""
     scenes = hashlib.sha256(json.dumps(source.scenes).encode()).hexdigest()[:8]
-    return tasks.identity(config, teacher) | {
+    return identity.of_run(config, teacher) | {
         "optimizer": config.optimizer.name,
         "ema": config.optimizer.ema_decay > 0,
         "data": f"{len(source)} samples of {len(source.scenes)} scenes ({scenes})",
@@ -299,11 +307,11 @@ def _start_weights(
     if config.task == "student" and config.student.encoder_weights:
         params, batch_stats = model.init_from_encoder(config.student.encoder_weights)
     elif config.teacher.start_weights:
-        params, batch_stats = tasks.load_foundation(config, mesh), model.batch_stats
+        params, batch_stats = load_foundation(config, mesh), model.batch_stats
     else:
         params, batch_stats = model.init()
     if config.task == "teacher_head" and config.teacher.train_neck:
-        params = tasks.with_pretrained_neck(config, params, mesh)
+        params = with_pretrained_neck(config, params, mesh)
     return params, batch_stats
 
 
@@ -316,7 +324,7 @@ def _told(name: str) -> Iterator[None]:
     log.info("%s: compiled in %.0f s", name, time.monotonic() - began)
 
 
-def _check_finite(config, workdir, identity, source, pending, state) -> None:
+def _check_finite(config, workdir, wanted, source, pending, state) -> None:
     """Stops at a loss or gradient that is not finite; the state before it is saved."""
     step, loss, grad_norm, sample_index = pending
     if np.isfinite(jax.device_get(loss)) and np.isfinite(jax.device_get(grad_norm)):
@@ -327,7 +335,7 @@ def _check_finite(config, workdir, identity, source, pending, state) -> None:
     # Going on from the same checkpoint comes to the same step; of another one both are kept.
     if checkpoints.latest_step(folder) not in (None, step - 1) and jax.process_index() == 0:
         files.set_aside(folder, "earlier")
-    saver = checkpoints.Checkpoints(folder, 1, identity | {"not_finite_on": sample_ids})
+    saver = checkpoints.Checkpoints(folder, 1, wanted | {"not_finite_on": sample_ids})
     saver.save(step - 1, state.items())
     saver.close()
     if jax.process_index() == 0:
@@ -470,7 +478,7 @@ class Timer:
 
 
 def _millions(tree: Any) -> str:
-    return f"{tasks.count_parameters(tree) / 1e6:.2f} M parameters"
+    return f"{count_parameters(tree) / 1e6:.2f} M parameters"
 
 
 def _describe(mesh: Mesh) -> str:

@@ -5,11 +5,13 @@ import pathlib
 
 from ml_collections import ConfigDict
 
-from fsmde_jax import cli, tasks
+from fsmde_jax import cli
 from fsmde_jax.config import HEAD_FOLDER, validate
 from fsmde_jax.data import prepared
 from fsmde_jax.prepare import scenes
 from fsmde_jax.run import checkpoints
+from fsmde_jax.run.load import check_head
+from fsmde_jax.tasks import foundation, make_task
 from fsmde_jax.train import loop
 from fsmde_jax.world import WorldConfig, write_world
 
@@ -53,7 +55,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> int | None:
     Returns the number of a signal that interrupted it, or None.
     """
     config = planned(config, workdir)
-    if (interrupted := run_stages(config, workdir)) or tasks.is_given(config):
+    if (interrupted := run_stages(config, workdir)) or foundation.is_given(config):
         return interrupted
     return loop.train(config, workdir)
 
@@ -65,16 +67,16 @@ def run_stages(config: ConfigDict, workdir: pathlib.Path) -> int | None:
     interrupted it, or None.
     """
     config = planned(config, workdir)
-    needs_teacher = tasks.make_task(config).build_teacher is not None
+    needs_teacher = make_task(config).build_teacher is not None
     if needs_teacher or config.task in ("teacher_head", "foundation"):
-        tasks.foundation(config)  # a wrong name is refused before anything is rendered
+        foundation.architecture(config)  # a wrong name is refused before anything is rendered
     head, stage = config.teacher.head_weights, config.teacher.head_stage
     makes_head = stage is not None and head == str(_head_folder(workdir))
     if makes_head:
         validate(stage)
     if _needs_head(config) and head:
         if not makes_head or checkpoints.latest_step(pathlib.Path(head)) is not None:
-            tasks.check_head(config)
+            check_head(config)
         if makes_head and (interrupted := run(stage, pathlib.Path(head))):
             return interrupted
     if config.data.dataset == "world":
@@ -83,7 +85,7 @@ def run_stages(config: ConfigDict, workdir: pathlib.Path) -> int | None:
 
 
 def _needs_head(config: ConfigDict) -> bool:
-    needs_teacher = tasks.make_task(config).build_teacher is not None
+    needs_teacher = make_task(config).build_teacher is not None
     return needs_teacher and config.teacher.binning == "head"
 
 

@@ -1,4 +1,4 @@
-"""A world on disk, written again as an own rig's folder (`fsmde_jax/data/readers/rig_folder.py`)."""
+"""A world on disk, written again as the folder of an own rig (`data/readers/rig_folder.py`)."""
 
 import json
 import pathlib
