@@ -5,9 +5,8 @@ import types
 
 import numpy as np
 import pytest
-import test_sparsification
 from dgp_fixture import write_recording
-from test_results import filled, write
+from result_scores import filled, write
 
 from fsmde_jax import files
 from fsmde_jax.benchmark import inference
@@ -15,10 +14,16 @@ from fsmde_jax.config import default_config
 from fsmde_jax.data import teacher_cache
 from fsmde_jax.data.readers import dgp
 from fsmde_jax.errors import UserError
-from fsmde_jax.evaluate import compare, measure, results
+from fsmde_jax.evaluate import compare, measure, results, sparsification
 from fsmde_jax.evaluate.depth_maps import Predictions
 from fsmde_jax.prepare import check_rig
 from fsmde_jax.study import report
+
+
+def _sparsification(folder):
+    error = np.linspace(0.1, 1.0, 200)
+    curves = sparsification.curves(error, 1 - error)
+    sparsification.write(curves, "A title.", "demo in demo", folder)
 
 
 def _evaluate(folder):
@@ -37,7 +42,7 @@ def _cache(folder):
 
 FOLDERS = {
     "evaluate": (_evaluate, "results.json"),
-    "sparsification": (test_sparsification.report, "sparsification.json"),
+    "sparsification": (_sparsification, "sparsification.json"),
     "study": (_study, "study.json"),
     "cache_teacher": (_cache, "cache.json"),
 }

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from arrays import random_images, relative_error
 from flax import nnx
 
 from fsmde_jax.models.encoders import resnet
@@ -15,10 +16,6 @@ SIZES = {
     "resnet34": (64, [64, 128, 256, 512], [3, 4, 6, 3]),
     "resnet_tiny": (16, [16, 32, 64, 128], [1, 1, 1, 1]),
 }
-
-
-def random_images(b: int, h: int, w: int) -> np.ndarray:
-    return np.random.default_rng(3).normal(size=(b, h, w, 3)).astype(np.float32)
 
 
 @pytest.mark.parametrize("size", [(8, 6), (7, 10)])
@@ -66,11 +63,6 @@ def torch_features(torch_model, reference, images: np.ndarray) -> list[np.ndarra
         out = torch_model(reference.to_torch(images), output_hidden_states=True)
     hook.remove()
     return [reference.to_numpy(x) for x in (stem[0], *out.hidden_states[1:])]
-
-
-def relative_error(ours, reference) -> float:
-    assert ours.shape == reference.shape
-    return float(np.abs(np.asarray(ours) - reference).max() / np.abs(reference).max())
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """Full-size parity with transformers' torch models, on seeded random weights, stage by stage.
 
-    python tests/parity_report.py > fsmde_jax/reports/parity.md
+    PYTHONPATH=tests/fixtures python tests/reports/parity_report.py > fsmde_jax/reports/parity.md
 
 Every published architecture, at its native size and at the driving size (384x640 for DPT, 392x644
 for Depth Anything); needs `pip install -e ".[torch]"` and about 12 GB of memory.
@@ -11,8 +11,8 @@ import sys
 
 import jax
 import torch_reference
+from dpt_cases import random_image, stage_errors
 from flax import nnx
-from test_vit_dpt import random_image, stage_errors
 
 from fsmde_jax.models.foundation.dpt import DPT, DPTConfig
 from fsmde_jax.models.hub_config import PUBLISHED, foundation_config

@@ -20,7 +20,7 @@ from fsmde_jax.tasks import make_task
 from fsmde_jax.train import loop, stages
 from fsmde_jax.world import WorldError
 
-CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
+CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 DEMO = runpy.run_path(str(CONFIGS / "demo.py"))
 DEMO_TEACHER = runpy.run_path(str(CONFIGS / "demo_teacher.py"))
 

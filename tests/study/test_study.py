@@ -27,7 +27,7 @@ from fsmde_jax.study import execute, report
 from fsmde_jax.study.plan import Study, default_study
 from fsmde_jax.train import stages
 
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
 # The test data are the training scenes: there are two, so that there are intervals.
 BASE = """
 import pathlib

@@ -1,6 +1,7 @@
 """How fast an evaluation is beside plain numpy on full-resolution maps, and whether they agree.
 
-    python tests/evaluation_report.py > fsmde_jax/reports/evaluation.md
+    PYTHONPATH=tests/fixtures python tests/reports/evaluation_report.py \\
+        > fsmde_jax/reports/evaluation.md
 
 Random 384x640 predictions of six cameras against native 1936x1216 LiDAR pixels, as many points as
 a sweep of DDAD leaves in an image, all in memory: reading files is not measured. The package
@@ -107,7 +108,7 @@ if __name__ == "__main__":
     lines = [
         "# evaluation",
         "",
-        "`python tests/evaluation_report.py > fsmde_jax/reports/evaluation.md`",
+        "`python tests/reports/evaluation_report.py > fsmde_jax/reports/evaluation.md`",
         "",
     ]
     lines += [timing.machine(), "", __doc__.split("\n\n")[2].strip(), ""]

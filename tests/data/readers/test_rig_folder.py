@@ -17,7 +17,7 @@ from fsmde_jax.prepare.scenes import PrepareError, prepare
 from fsmde_jax.run import sharding
 from fsmde_jax.world import WorldConfig, rig_layout, write_world
 
-REPOSITORY = Path(__file__).parents[1]
+REPOSITORY = Path(__file__).parents[3]
 HEIGHT, WIDTH = 24, 40
 POINTS = np.array([[5.0, 0.5, 0.2, 0.1], [7.0, -1.0, 1.5, 0.3], [9.0, 2.0, -0.5, 0.7]])
 LOOKING_FORWARD = [[0, 0, 1, 1.5], [-1, 0, 0, 0.1], [0, -1, 0, 1.4], [0, 0, 0, 1]]

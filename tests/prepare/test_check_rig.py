@@ -11,7 +11,7 @@ from PIL import Image
 from fsmde_jax.data.readers import dgp, nuscenes, rig_folder
 from fsmde_jax.prepare import check_rig, scenes
 
-REPOSITORY = Path(__file__).parents[1]
+REPOSITORY = Path(__file__).parents[2]
 SPLITS = ("train", "val")
 
 

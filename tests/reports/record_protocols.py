@@ -1,6 +1,6 @@
 """Records what the public code itself makes of `protocol_inputs.py`: `protocol_numbers.json`.
 
-    python tests/record_protocols.py PEERS
+    PYTHONPATH=tests/fixtures python tests/reports/record_protocols.py PEERS
 
 PEERS holds clones of weiyithu/SurroundDepth, XiandaGuo/SSDepth, 42dot/VFDepth, TRI-ML/packnet-sfm
 and TRI-ML/dgp, in folders of those names; the files of `FILES` are enough. It takes torch,
@@ -32,7 +32,7 @@ import protocol_inputs as inputs
 import torch
 from PIL import Image
 
-OUT = Path(__file__).with_name("protocol_numbers.json")
+OUT = Path(inputs.__file__).with_name("protocol_numbers.json")
 # What runs, by repository, and the commit it was read at.
 FILES = {
     "weiyithu/SurroundDepth": {
@@ -421,7 +421,7 @@ def main(peers: Path) -> None:
                 for variant, values in found.items()
             }
     about = {
-        "how": "python tests/record_protocols.py PEERS, on tests/protocol_inputs.py",
+        "how": "tests/reports/record_protocols.py on tests/fixtures/protocol_inputs.py",
         "functions": {
             f"{repository}/{file}": {"commit": commit, "functions": names}
             for repository, of_file in FILES.items()

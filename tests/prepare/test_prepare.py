@@ -33,7 +33,7 @@ from fsmde_jax.prepare.scenes import PrepareError, prepare
 SIZE = (15, 24)
 NATIVE = (HEIGHT, WIDTH)
 RING = list(dgp_fixture.RING_YAW_DEG)
-REPOSITORY = Path(__file__).parents[1]
+REPOSITORY = Path(__file__).parents[2]
 
 
 @pytest.fixture

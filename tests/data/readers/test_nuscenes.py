@@ -30,7 +30,7 @@ from fsmde_jax.run import sharding
 from fsmde_jax.world import WorldConfig, write_world
 from fsmde_jax.world.nuscenes_layout import CHANNELS, VERSION, write_nuscenes
 
-REPOSITORY = Path(__file__).parents[1]
+REPOSITORY = Path(__file__).parents[3]
 SIZE = (50, 80)
 SAMPLES = 4  # of a scene of the world; every second one is a key frame
 KEY_FRAMES = 2

@@ -2,34 +2,11 @@
 
 import numpy as np
 import pytest
+from result_scores import ABOUT, CAMERAS, SCENES, fill, filled, write
 
 from fsmde_jax.errors import UserError
 from fsmde_jax.evaluate import metrics, results
 from fsmde_jax.evaluate.protocols import PROTOCOLS
-
-CAMERAS = ("A", "B")
-SCENES = ("one", "two", "three", "four")
-SETTINGS = {"protocol": "ssdepth", "average": "cameras", "mirroring": "none"}
-ABOUT = {"settings": SETTINGS, "scenes": 4, "text": "T"}
-
-
-def fill(scores, seed=0, factor=1.0, samples=3):
-    """Images whose AbsRel is known; camera B has no points in every other sample."""
-    rng = np.random.default_rng(seed)
-    rows = []
-    for scene in range(len(SCENES)):
-        for sample in range(samples):
-            counts = rng.integers(1, 9, (2, 4)).astype(float)
-            counts[1] *= sample % 2 == 0
-            sums = rng.uniform(0.1, 0.9, (2, 4, 7)) * counts[..., None] * factor
-            scores.add(scene, sums, counts)
-            rows.append((scene, sums.sum(1)[:, 0], counts.sum(1)))
-    return rows
-
-
-def filled(protocol="ssdepth", **options):
-    scores = results.Scores.empty(CAMERAS, len(SCENES), PROTOCOLS[protocol])
-    return scores, fill(scores, **options)
 
 
 @pytest.mark.parametrize("protocol", list(PROTOCOLS))
@@ -80,12 +57,6 @@ def test_one_scene_has_no_interval():
     found = scores.compute(("only",))
     assert found["interval"] is None
     assert "±" not in results.mean_table({"m": found})
-
-
-def write(folder, scores, **settings):
-    settings = {**ABOUT["settings"], **settings}
-    results.write(folder, {**ABOUT, "settings": settings}, {"m": scores.compute(SCENES)})
-    return results.read(folder)
 
 
 def test_comparison_is_paired_and_read_back_from_files(tmp_path):

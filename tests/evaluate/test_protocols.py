@@ -32,7 +32,9 @@ from fsmde_jax.run import sharding
 from fsmde_jax.tasks import make_task
 
 PROTOCOLS = ("ssdepth", "vfdepth", "packnet")  # surrounddepth is ssdepth of mirrored predictions
-NUMBERS = json.loads(pathlib.Path(__file__).with_name("protocol_numbers.json").read_text())
+NUMBERS = json.loads(
+    pathlib.Path(protocol_inputs.__file__).with_name("protocol_numbers.json").read_text()
+)
 DATASETS = ("ddad", "nuscenes")
 
 
@@ -251,7 +253,7 @@ def test_uneven_hosts_find_the_same(ddad, tmp_path):
         "FSMDE_DATA": ddad.data.data_dir,
         "FSMDE_OUT": str(tmp_path),
         "FSMDE_PORT": str(_free_port()),
-        "PYTHONPATH": os.pathsep.join([str(pathlib.Path(__file__).parent), *sys.path]),
+        "PYTHONPATH": os.pathsep.join([*sys.path]),
     }
     hosts = [
         subprocess.Popen([sys.executable, __file__, str(number)], env=environment)

@@ -210,10 +210,10 @@ def test_a_saved_model_loads_here_and_in_transformers(tmp_path):
 def test_every_change_of_a_file_is_noticed(family):
     """Each key dropped, doubled under another name, or (where its shape tells) transposed."""
     pytest.importorskip("torch")
-    import test_vit_dpt
+    import dpt_cases
     import torch_reference
 
-    kind, options, _ = test_vit_dpt.CASES[family]
+    kind, options, _ = dpt_cases.CASES[family]
     torch_model = getattr(torch_reference, kind)(**options)
     tensors = torch_reference.state_dict(torch_model)
     config = foundation_config(torch_model.config.to_dict())
@@ -238,10 +238,10 @@ def test_every_change_of_a_file_is_noticed(family):
 
 def test_the_hubs_spelling_of_dinov2_loads_as_transformers_5s():
     pytest.importorskip("torch")
-    import test_vit_dpt
+    import dpt_cases
     import torch_reference
 
-    _, options, _ = test_vit_dpt.CASES["depth_anything"]
+    _, options, _ = dpt_cases.CASES["depth_anything"]
     torch_model = torch_reference.depth_anything(**options)
     tensors = torch_reference.state_dict(torch_model)
     config = foundation_config(torch_model.config.to_dict())

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from arrays import relative_error
+from dpt_cases import CASES, make_pair, random_image, stage_errors
 from flax import nnx
 
 from fsmde_jax.models.foundation.dpt import DPT, DPTConfig
@@ -17,121 +19,6 @@ from fsmde_jax.models.weights import load_state_dict_into, table_of
 
 # Largest error over the largest reference value; what float32 leaves, with a factor to spare.
 TOLERANCES = {"embed": 1e-5, "encode": 1e-5, "reassemble": 1e-5, "fuse": 2e-5, "head": 5e-5}
-
-TINY = dict(
-    hidden_size=24,
-    num_hidden_layers=4,
-    num_attention_heads=2,
-    intermediate_size=48,
-    image_size=32,
-    patch_size=8,
-    backbone_out_indices=[0, 1, 2, 3],
-    neck_hidden_sizes=[8, 12, 16, 24],
-    fusion_hidden_size=16,
-)
-HYBRID = TINY | dict(
-    is_hybrid=True,
-    image_size=64,
-    patch_size=16,
-    neck_hidden_sizes=[16, 24, 16, 24],
-    reassemble_factors=[1, 1, 1, 0.5],
-    backbone_featmap_shape=[1, 32, 4, 4],
-    backbone_config=dict(
-        model_type="bit",
-        embedding_size=16,
-        hidden_sizes=[16, 24, 32, 40],
-        depths=[1, 2, 2],
-        num_groups=4,
-        global_padding="same",
-        layer_type="bottleneck",
-        embedding_dynamic_padding=True,
-        out_features=["stage1", "stage2", "stage3"],
-    ),
-)
-ANYTHING = dict(
-    backbone=dict(
-        hidden_size=24,
-        num_hidden_layers=4,
-        num_attention_heads=2,
-        image_size=42,
-        patch_size=14,
-        out_indices=[1, 2, 3, 4],
-    ),
-    reassemble_hidden_size=24,
-    neck_hidden_sizes=[8, 12, 16, 24],
-    fusion_hidden_size=16,
-)
-
-# name: (family, options, image size)
-CASES = {
-    "native": ("dpt", TINY, (32, 32)),
-    "wide": ("dpt", TINY | dict(layer_norm_eps=1e-6), (24, 64)),
-    "odd_grid": (
-        "dpt",
-        TINY | dict(readout_type="add", reassemble_factors=[2, 1, 0.5, 0.25]),
-        (40, 56),
-    ),
-    "ignore": (
-        "dpt",
-        TINY | dict(readout_type="ignore", qkv_bias=False, head_in_index=2),
-        (32, 48),
-    ),
-    "projection": ("dpt", TINY | dict(fusion_hidden_size=256, add_projection=True), (16, 32)),
-    "hybrid": ("dpt", HYBRID, (64, 64)),
-    "hybrid_wide": ("dpt", HYBRID, (48, 80)),
-    "depth_anything": ("depth_anything", ANYTHING, (42, 42)),
-    "depth_anything_wide": ("depth_anything", ANYTHING, (42, 70)),
-    "depth_anything_metric": (
-        "depth_anything",
-        ANYTHING | dict(depth_estimation_type="metric", max_depth=80, head_hidden_size=24),
-        (56, 84),
-    ),
-}
-
-
-def make_pair(case: str, torch_reference):
-    """A random torch model, ours with its weights, an image."""
-    family, options, size = CASES[case]
-    torch_model = getattr(torch_reference, family)(**options)
-    config = foundation_config(torch_model.config.to_dict())
-    model = DPT(config, rngs=nnx.Rngs(0))
-    load_state_dict_into(model, torch_reference.state_dict(torch_model), table_of(config))
-    return torch_model, model, random_image(*size)
-
-
-def relative_error(ours, reference) -> float:
-    """Largest difference over the largest reference value."""
-    ours, reference = np.asarray(ours), np.asarray(reference)
-    assert ours.shape == reference.shape
-    return float(np.abs(ours - reference).max() / np.abs(reference).max())
-
-
-def our_stages(model: DPT, image: jax.Array) -> dict[str, list[jax.Array]]:
-    """Outputs of every stage, in the order of `DPT.__call__`."""
-    stem_maps, tokens = model.embed(image)
-    hidden_states, last = model.encode(tokens)
-    maps = model.reassemble(stem_maps, hidden_states, model.config.grid(*image.shape[1:3]))
-    fused = model.fuse(maps)
-    return {
-        "embed": [tokens],
-        "encode": [*hidden_states, last],
-        "reassemble": maps,
-        "fuse": fused,
-        "head": [model.head(fused[model.config.head_in_index], image.shape[1:3])],
-    }
-
-
-def stage_errors(model: DPT, reference: dict, image: np.ndarray) -> dict[str, float]:
-    """Largest relative error of each stage."""
-    ours = nnx.jit(our_stages)(model, jnp.asarray(image))
-    return {
-        name: max(relative_error(*pair) for pair in zip(ours[name], reference[name], strict=True))
-        for name in reference
-    }
-
-
-def random_image(*size: int) -> np.ndarray:
-    return np.random.default_rng(1).normal(size=(2, *size, 3)).astype(np.float32)
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from fsmde_jax.evaluate import measure, metrics
 from fsmde_jax.evaluate.depth_maps import PredictionError, Predictions
 
 SIZE = (20, 30)
-REPOSITORY = pathlib.Path(__file__).parents[1]
+REPOSITORY = pathlib.Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")

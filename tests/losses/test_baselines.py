@@ -5,8 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from test_train import read_metrics
-from tiny_run import prepare_recording, tiny_config
+from tiny_run import prepare_recording, read_metrics, tiny_config
 
 from fsmde_jax.config import default_config
 from fsmde_jax.evaluate import measure
@@ -162,7 +161,7 @@ def with_arm(config, arm, **objective):
     ],
 )
 def test_every_arm_trains_on_its_own_terms(config, tmp_path, arm, objective):
-    """With the online teacher; that a cached one says the same is tests/test_cache_teacher.py's."""
+    """With the online teacher; that a cached one says the same is test_cache_teacher.py's."""
     assert loop.train(with_arm(config, arm, **objective), tmp_path) is None
     records = read_metrics(tmp_path)
     assert len(records) == 2

@@ -25,7 +25,7 @@ from fsmde_jax.predict import inputs, photos, writer
 from fsmde_jax.prepare import scenes
 from fsmde_jax.train import loop
 
-REPOSITORY = Path(__file__).parents[1]
+REPOSITORY = Path(__file__).parents[2]
 FLAT = ("depth", "npz")
 
 

@@ -9,8 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_train import read_metrics
-from tiny_run import prepare_recording, tiny_config
+from tiny_run import prepare_recording, read_metrics, tiny_config
 
 from fsmde_jax import files
 from fsmde_jax.cache_teacher import fill

@@ -14,11 +14,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny_run
 from flax import nnx
 from jax.sharding import AxisType
 from PIL import Image
 from tensorboardX.proto import event_pb2
-from tiny_run import prepare_recording, tiny_config
+from tiny_run import prepare_recording, read_metrics, tiny_config
 
 from fsmde_jax import cli, files
 from fsmde_jax import config as config_lib
@@ -52,11 +53,6 @@ def finished(config, tmp_path_factory):
     config.train.eval_every = 4
     assert loop.train(config, workdir) is None
     return workdir
-
-
-def read_metrics(workdir, kind="train"):
-    lines = (workdir / "metrics.jsonl").read_text().splitlines()
-    return [record for record in map(json.loads, lines) if record["kind"] == kind]
 
 
 def test_nothing_reaches_the_teacher_and_it_is_in_no_checkpoint(config, finished):
@@ -489,7 +485,7 @@ def test_terminate_saves_and_the_same_command_goes_on(data_dir, tmp_path):
     script = tmp_path / "config.py"
     script.write_text(
         "import sys\n"
-        f"sys.path.insert(0, {os.path.dirname(__file__)!r})\n"
+        f"sys.path.insert(0, {os.path.dirname(tiny_run.__file__)!r})\n"
         "from tiny_run import tiny_config\n"
         "def get_config():\n"
         f"    config = tiny_config({str(data_dir)!r})\n"

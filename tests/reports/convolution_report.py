@@ -1,6 +1,6 @@
 """How long convolutions and their gradients take on this CPU, in jax and in torch.
 
-    python tests/convolution_report.py > fsmde_jax/reports/convolutions.md
+    python tests/reports/convolution_report.py > fsmde_jax/reports/convolutions.md
 
 The convolutions of the ResNet-18 student at 384x640 (six images) and of the demo's at 96x160
 (twelve), float32, in turns; needs `pip install -e ".[torch]"`.

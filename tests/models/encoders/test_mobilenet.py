@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from arrays import random_images, relative_error
 from flax import nnx
 from PIL import Image
 from safetensors import safe_open
-from test_resnet import random_images, relative_error
 
 from fsmde_jax.models.encoders import mobilenet
 from fsmde_jax.models.student import ENCODERS, Student, StudentConfig
