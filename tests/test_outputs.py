@@ -9,7 +9,7 @@ from dgp_fixture import write_recording
 from result_scores import filled, write
 
 from fsmde_jax import files
-from fsmde_jax.benchmark import inference
+from fsmde_jax.benchmark import report as benchmark_report
 from fsmde_jax.config import default_config
 from fsmde_jax.data import teacher_cache
 from fsmde_jax.data.readers import dgp
@@ -143,19 +143,18 @@ def test_compare_replaces_only_comparisons(tmp_path, monkeypatch, capsys):
         compare.main(arguments)
 
 
-def test_benchmark_replaces_only_its_reports(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(inference.flags, "FLAGS", types.SimpleNamespace(repeats=1))
+def test_benchmark_replaces_only_its_reports(tmp_path, capsys):
     out = tmp_path / "speed.md"
     for _ in range(2):
-        inference.refuse_other(out)
-        inference._report({"input": [{"samples / s": 1.0}]}, out)
+        benchmark_report.refuse_other(out)
+        benchmark_report.write({"input": [{"samples / s": 1.0}]}, 1, out)
     assert json.loads((tmp_path / "speed.json").read_text())["input"] == [{"samples / s": 1.0}]
     for name, text in (("README.md", "no report of this"), ("speed.json", r"name a \.md file")):
         (tmp_path / name).write_text("{}")
         with pytest.raises(UserError, match=text):
-            inference.refuse_other(tmp_path / name)
+            benchmark_report.refuse_other(tmp_path / name)
     with pytest.raises(UserError, match=r"speed\.json is there already"):
-        inference.refuse_other(out)
+        benchmark_report.refuse_other(out)
 
 
 def test_pictures_of_a_rig_are_drawn_among_no_other_files(tmp_path):

@@ -16,18 +16,16 @@ report, and FILE.json for programs. `--what=inference,training,input` chooses; `
 forward pass beside transformers' torch model.
 """
 
-import os
 import pathlib
-import shlex
-import sys
 
 from absl import flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
-from fsmde_jax import cli, files
-from fsmde_jax.benchmark import inference, timing
+from fsmde_jax import cli
+from fsmde_jax.benchmark import inference, report, teachers, timing
 from fsmde_jax.benchmark.inference import SECTIONS, Rows
 from fsmde_jax.errors import UserError
+from fsmde_jax.train import dry_run
 
 
 def main(_) -> None:
@@ -38,39 +36,41 @@ def main(_) -> None:
             raise UserError(f"--what={','.join(unknown)}: use some of {', '.join(SECTIONS)}")
         out = pathlib.Path(flags.FLAGS.out) if flags.FLAGS.out else None
         if out:
-            refuse_other(out)
-        _report(inference.measure(CONFIG.value, flags.FLAGS.what), out)
+            report.refuse_other(out)
+        report.write(_measure(CONFIG.value, flags.FLAGS.what), flags.FLAGS.repeats, out)
 
 
-def refuse_other(out: pathlib.Path) -> None:
-    """Raises `UserError` where `out` is no .md file, or there without being such a report."""
-    if out.suffix != ".md":
-        raise UserError(f"--out={out}: name a .md file; the .json for programs goes beside it")
-    values = out.with_suffix(".json")
-    files.refuse_other(values, lambda found: {"command", "machine"} <= found.keys())
-    if out.exists() and not values.exists():
-        raise UserError(
-            f"{out} is there already and is no report of this command, which has {values.name} "
-            "beside it: move it away, or choose another --out"
-        )
-
-
-def _report(found: dict[str, Rows], out: pathlib.Path | None) -> None:
-    """Prints the tables, and writes them to `out` and beside it."""
-    command = shlex.join(["python", "-m", "fsmde_jax.benchmark", *sys.argv[1:]])
-    if tunables := os.environ.get("GLIBC_TUNABLES"):  # huge pages, which large maps gain from
-        command = f"GLIBC_TUNABLES={shlex.quote(tunables)} {command}"
-    about = timing.machine()
-    if set(found) - {"input"}:  # whose rate is of one stretch
-        about += f" Medians of {flags.FLAGS.repeats} turns."
-    lines = ["# Speed", "", f"`{command}`", "", about]
-    for section, rows in found.items():
-        lines += ["", f"## {section.capitalize()}", "", *timing.markdown(rows)]
-    print("\n".join(lines))
-    if out:
-        values = {"command": command, "machine": about, **found}
-        files.write_json(out.with_suffix(".json"), values)
-        files.write_text(out, "\n".join(lines) + "\n")
+def _measure(config: ConfigDict | None, what: list[str]) -> dict[str, Rows]:
+    """The tables of the sections in `what`, as the flags say."""
+    repeats, found = flags.FLAGS.repeats, {}
+    if {"inference", "training", "input"} & set(what):
+        if config is None:
+            raise UserError("name what to measure: --config=configs/demo.py, for example")
+        config = dry_run.with_random_teacher(config)
+    if {"inference", "training"} & set(what):
+        ceilings = timing.ceilings(config.train.dtype, repeats)
+        found["ceilings"] = [
+            {
+                "dtype": config.train.dtype,
+                "GFLOP/s, matrix product": ceilings.flops_per_s / inference.GIGA,
+                "GB/s, addition": ceilings.bytes_per_s / inference.GIGA,
+            }
+        ]
+    if "inference" in what:
+        students = flags.FLAGS.students or [config.student.size]
+        batches = [int(batch) for batch in flags.FLAGS.batches]
+        found["inference"] = inference.inference(config, students, batches, repeats, ceilings)
+    if "training" in what:
+        found["training"] = inference.training(config, repeats, ceilings)
+    if "input" in what and (rows := inference.input_rate(CONFIG.value)):
+        found["input"] = rows
+    models, size = flags.FLAGS.models, flags.FLAGS.image_size
+    if "loading" in what:
+        found["loading"] = [teachers.loading(name) for name in models]
+    if "forward" in what:
+        height, width = map(int, size.split("x"))
+        found["forward"] = [teachers.forward(name, (height, width), repeats) for name in models]
+    return found
 
 
 if __name__ == "__main__":

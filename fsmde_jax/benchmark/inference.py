@@ -9,13 +9,11 @@ import jax
 import jax.export
 import jax.numpy as jnp
 import numpy as np
-from absl import flags
 from flax import nnx
 from ml_collections import ConfigDict
 
-from fsmde_jax.benchmark import teachers, timing
+from fsmde_jax.benchmark import timing
 from fsmde_jax.data import pipeline, prepared
-from fsmde_jax.errors import UserError
 from fsmde_jax.export import formats
 from fsmde_jax.losses.objective import DISTILLATION
 from fsmde_jax.models.encoders.resnet import ResNet
@@ -326,7 +324,7 @@ def input_rate(config: ConfigDict, samples: int = 200) -> Rows:
     ]
 
 
-# ---------------------------------------------------------------- the report
+# ---------------------------------------------------------------- rows
 
 
 def _speed(one: Contestant, found: timing.Timing, ceilings: timing.Ceilings) -> dict[str, Any]:
@@ -344,36 +342,3 @@ def _speed(one: Contestant, found: timing.Timing, ceilings: timing.Ceilings) -> 
         "of peak bytes/s": share(one.bytes, ceilings.bytes_per_s),
         "memory (MiB)": one.memory and one.memory / MIB,
     }
-
-
-def measure(config: ConfigDict | None, what: list[str]) -> dict[str, Rows]:
-    """The tables of the sections in `what`, as the flags say."""
-    repeats, found = flags.FLAGS.repeats, {}
-    if {"inference", "training", "input"} & set(what):
-        if config is None:
-            raise UserError("name what to measure: --config=configs/demo.py, for example")
-        config = dry_run.with_random_teacher(config)
-    if {"inference", "training"} & set(what):
-        ceilings = timing.ceilings(config.train.dtype, repeats)
-        found["ceilings"] = [
-            {
-                "dtype": config.train.dtype,
-                "GFLOP/s, matrix product": ceilings.flops_per_s / GIGA,
-                "GB/s, addition": ceilings.bytes_per_s / GIGA,
-            }
-        ]
-    if "inference" in what:
-        students = flags.FLAGS.students or [config.student.size]
-        batches = [int(batch) for batch in flags.FLAGS.batches]
-        found["inference"] = inference(config, students, batches, repeats, ceilings)
-    if "training" in what:
-        found["training"] = training(config, repeats, ceilings)
-    if "input" in what and (rows := input_rate(CONFIG.value)):
-        found["input"] = rows
-    models, size = flags.FLAGS.models, flags.FLAGS.image_size
-    if "loading" in what:
-        found["loading"] = [teachers.loading(name) for name in models]
-    if "forward" in what:
-        height, width = map(int, size.split("x"))
-        found["forward"] = [teachers.forward(name, (height, width), repeats) for name in models]
-    return found

@@ -21,8 +21,6 @@ from fsmde_jax import cli
 from fsmde_jax.data import prepared
 from fsmde_jax.prepare import scenes
 
-_CHECK_MARK = ".made_by_check"  # in the folder of pictures: they are ours to draw again
-
 
 def _define_flags() -> None:
     flags.DEFINE_enum(
@@ -39,24 +37,6 @@ def _define_flags() -> None:
     flags.DEFINE_bool("check", False, "Only look for faults of calibration; draws pictures.")
     flags.DEFINE_bool("verify", False, "Only read what is prepared and compare its checksums.")
     flags.DEFINE_string("config_name", None, "Folder name, made from the options by default.")
-
-
-def check(dataset: str, source: Path, data_dir: Path, splits: tuple[str, ...]) -> int:
-    """Prints what looks wrong with a recording and draws it; 1 if anything does."""
-    from fsmde_jax.prepare import check_rig  # slow to import
-
-    scenes.find_source(dataset, source)
-    pictures = data_dir / f"{dataset}_check"
-    mark = pictures / _CHECK_MARK
-    if pictures.is_dir() and any(pictures.iterdir()) and not mark.is_file():
-        raise scenes.PrepareError(
-            f"{pictures} is in the way of the pictures and was not made by --check; move it away"
-        )
-    pictures.mkdir(parents=True, exist_ok=True)
-    mark.touch()
-    faults = check_rig.check(scenes.READERS[dataset], source, splits, pictures)
-    print(faults or f"{source}: nothing looks wrong", f"Pictures: {pictures}", sep="\n")
-    return 1 if faults else 0
 
 
 def main(argv: list[str]) -> int:
@@ -76,7 +56,9 @@ def main(argv: list[str]) -> int:
 def _run(values: flags.FlagValues, image_size: tuple[int, int]) -> int:
     source, data_dir = Path(values.source), Path(values.data_dir)
     if values.check:
-        return check(values.dataset, source, data_dir, tuple(values.splits))
+        from fsmde_jax.prepare import check  # slow to import
+
+        return check.check(values.dataset, source, data_dir, tuple(values.splits))
     name = values.config_name or scenes.default_config_name(
         image_size, values.image_format, values.dense_depth
     )

@@ -20,13 +20,13 @@ import tensorflow_datasets as tfds
 from dgp_fixture import BREAKS, HEIGHT, NUM_SAMPLES, WIDTH
 from PIL import Image
 
-import fsmde_jax
 from fsmde_jax import rig
 from fsmde_jax.data import lidar, prepared
 from fsmde_jax.data.prepared import PreparedSplit
 from fsmde_jax.data.readers import dgp, recording
 from fsmde_jax.data.readers.recording import RecordingError
 from fsmde_jax.errors import UserError
+from fsmde_jax.prepare import check
 from fsmde_jax.prepare import scenes as prepare_module
 from fsmde_jax.prepare.scenes import PrepareError, prepare
 
@@ -679,16 +679,16 @@ def test_a_finished_dataset_stays_usable_when_its_recording_is_gone(raw, out):
 
 def test_pictures_of_a_check_go_into_no_folder_of_the_users(raw, out, monkeypatch):
     drawing = types.SimpleNamespace(check=lambda *a: (a[-1] / "a.png").touch())
-    monkeypatch.setattr(fsmde_jax, "check_rig", drawing, raising=False)  # slow to import
+    monkeypatch.setattr(check, "check_rig", drawing)
     mine = out / "ddad_check" / "000000_lidar.png"
     mine.parent.mkdir(parents=True)
     mine.write_text("mine")
     with pytest.raises(PrepareError, match=r"ddad_check is in the way .* move it away"):
-        prepare_module.check("ddad", raw, out, ("val",))
+        check.check("ddad", raw, out, ("val",))
     assert mine.read_text() == "mine"
     mine.parent.rename(out / "mine")
     for _ in range(2):  # its own it draws again
-        assert prepare_module.check("ddad", raw, out, ("val",)) == 0
+        assert check.check("ddad", raw, out, ("val",)) == 0
     assert (out / "ddad_check" / "a.png").exists()
 
 

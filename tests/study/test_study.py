@@ -21,6 +21,7 @@ from fsmde_jax import cli
 from fsmde_jax.cache_teacher import fill
 from fsmde_jax.config import ConfigError
 from fsmde_jax.errors import UserError
+from fsmde_jax.evaluate import __main__ as evaluate_command
 from fsmde_jax.evaluate import measure, metrics, results
 from fsmde_jax.evaluate.protocols import PROTOCOLS
 from fsmde_jax.study import execute, report
@@ -85,7 +86,7 @@ class InProcess(subprocess.Popen):
             fill.build(config)
         else:
             assert module == "fsmde_jax.evaluate"
-            measure._run(values)
+            evaluate_command._run(values)
 
     def poll(self):
         return self.returncode
