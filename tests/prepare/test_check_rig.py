@@ -9,7 +9,8 @@ import rig_faults
 from PIL import Image
 
 from fsmde_jax.data.readers import dgp, nuscenes, rig_folder
-from fsmde_jax.prepare import check, check_rig, scenes
+from fsmde_jax.prepare import check_rig, scenes
+from fsmde_jax.prepare.check import check as check_recording
 
 REPOSITORY = Path(__file__).parents[2]
 SPLITS = ("train", "val")
@@ -105,7 +106,7 @@ def test_the_command_prints_what_it_found_and_fails(copy, tmp_path):
 
 
 def test_a_sound_rig_ends_well_and_an_absent_one_is_named(sound, tmp_path, capsys, no_pictures):
-    assert check.check("rig", sound, tmp_path, SPLITS) == 0
+    assert check_recording("rig", sound, tmp_path, SPLITS) == 0
     assert "nothing looks wrong" in capsys.readouterr().out
     with pytest.raises(scenes.PrepareError, match=r"no rig\.json"):
-        check.check("rig", tmp_path / "nowhere", tmp_path, SPLITS)
+        check_recording("rig", tmp_path / "nowhere", tmp_path, SPLITS)

@@ -745,10 +745,10 @@ def test_the_command_prints_a_summary_and_needs_no_tensorflow(raw, out):
         assert word in stdout
     assert "9/9" in stderr and "sample/s" in stderr
     check = (
-        "import sys; from pathlib import Path; from fsmde_jax import prepare;"
+        "import sys; from pathlib import Path; from fsmde_jax.prepare import scenes;"
         "from fsmde_jax.data import prepared;"
         f"raw, out = Path({str(raw)!r}), Path({str(out)!r});"
-        "prepare.prepare('ddad', raw, out / 'b', (15, 24));"
+        "scenes.prepare('ddad', raw, out / 'b', (15, 24));"
         "len(prepared.open_split(out, 'ddad', '15x24', 'val')[0]);"
         "print({'tensorflow', 'torch', 'cv2', 'jax'} & set(sys.modules))"
     )
