@@ -167,11 +167,11 @@ def test_a_chunk_that_the_disk_has_no_room_for_leaves_nothing(tmp_path):
     """The writer tells it in C++, when it is closed; in a process of its own, which has a limit."""
     code = (
         "import pathlib, resource, numpy as np\n"
-        "from fsmde_jax import process; from fsmde_jax.data import teacher_cache\n"
+        "from fsmde_jax import cli; from fsmde_jax.data import teacher_cache\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))\n"
         "fields = teacher_cache.FIELDS\n"
         "noise = np.random.default_rng(0).integers(0, 255, 50_000)\n"
-        "with process.errors_as_lines():\n"
+        "with cli.errors_as_lines():\n"
         f"    teacher_cache.write_chunk(pathlib.Path({str(tmp_path)!r}), 0, "
         "iter([dict.fromkeys(fields, noise)]))"
     )

@@ -350,7 +350,7 @@ def test_kill_9_of_the_reader_leaves_no_worker(config, tmp_path):
     script.write_text(
         "import json, sys, time\n"
         "from absl import flags\n"
-        "from fsmde_jax import sharding\n"
+        "from fsmde_jax.run import sharding\n"
         "from fsmde_jax.config import default_config\n"
         "from fsmde_jax.data import pipeline\n"
         "if __name__ == '__main__':\n"

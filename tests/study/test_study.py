@@ -466,14 +466,14 @@ def test_an_interruption_lets_processes_save(tmp_path):
 @pytest.mark.skipif(sys.platform != "linux", reason="by prctl, which Linux has")
 def test_runs_end_with_a_study_that_is_killed(tmp_path):
     child = (
-        "import os, pathlib, time; from fsmde_jax import process; process.set_up()\n"
+        "import os, pathlib, time; from fsmde_jax import cli; cli.set_up()\n"
         f"file = pathlib.Path({str(tmp_path)!r}, 'child'); file.write_text(str(os.getpid()))\n"
         "file.rename(file.with_name('ready')); time.sleep(60)"
     )
     code = (
-        "import pathlib; from fsmde_jax import study\n"
+        "import pathlib; from fsmde_jax.study import execute\n"
         f"job = (['python', '-c', {child!r}], pathlib.Path({str(tmp_path)!r}))\n"
-        "study._run_all({'a': job}, 1)"
+        "execute._run_all({'a': job}, 1)"
     )
     parent = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
     ready = tmp_path / "ready"
