@@ -10,7 +10,7 @@ import sys
 from absl import flags
 from ml_collections import config_flags
 
-from fsmde_jax import cli
+from fsmde_jax import cli, make
 from fsmde_jax import config as config_lib
 from fsmde_jax.evaluate import measure
 from fsmde_jax.run import fork
@@ -41,10 +41,9 @@ def run(config: config_lib.ConfigDict) -> None:
     if FORK.value:
         fork.fork(workdir, pathlib.Path(FORK.value))
         workdir = pathlib.Path(FORK.value)
-    config = stages.planned(config, workdir)
-    if interrupted := stages.run(config, workdir):
+    if interrupted := make.run(config, workdir):
         sys.exit(128 + interrupted)  # the shell's convention for a signal
-    results = measure.evaluate_run(config, workdir)
+    results = measure.evaluate_run(stages.planned(config, workdir), workdir)
     print(f"\n{measure.summary(config, results)}\n\nReport and pictures: {workdir / 'report'}")
 
 

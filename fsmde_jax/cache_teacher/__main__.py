@@ -15,7 +15,7 @@ import sys
 from absl import flags
 from ml_collections import config_flags
 
-from fsmde_jax import cli
+from fsmde_jax import cli, make
 from fsmde_jax.cache_teacher import fill
 from fsmde_jax.train import stages
 
@@ -26,7 +26,7 @@ def main(_) -> None:
     workdir = pathlib.Path(WORKDIR.value or f"runs/{CONFIG.value.name}")
     with cli.errors_as_lines():
         config = stages.planned(CONFIG.value, workdir)
-        if interrupted := stages.run_stages(config, workdir):
+        if interrupted := make.before(config, workdir, kinds=(stages.WORLD, stages.RUN)):
             sys.exit(128 + interrupted)
         if VERIFY.value:
             fill.verify(config, VERIFY.value)

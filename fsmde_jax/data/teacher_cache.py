@@ -101,6 +101,11 @@ def num_chunks(about: dict[str, Any]) -> int:
     return -(-about["samples"] // CHUNK)
 
 
+def is_whole(directory: pathlib.Path) -> bool:
+    """Whether all files are there that the cache itself says it has."""
+    return (directory / _ABOUT).is_file() and not missing_chunks(directory, _about(directory))
+
+
 def missing_chunks(directory: pathlib.Path, about: dict[str, Any]) -> list[int]:
     """The files that are not there yet, or have not the size that they were written with."""
     sizes, missing = _written(directory), []

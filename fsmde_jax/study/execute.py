@@ -11,10 +11,9 @@ import sys
 import time
 from collections.abc import Sequence
 
-from fsmde_jax import cli
+from fsmde_jax import cli, make
 from fsmde_jax.errors import UserError
 from fsmde_jax.study.plan import TEACHER, Run, Study
-from fsmde_jax.train import stages
 
 POLL_S = 0.2
 
@@ -83,7 +82,7 @@ def prepare(study: Study) -> None:
     """What all runs share: both worlds, the teacher's head, its stored outputs."""
     for config in (study.base, study.test):
         if config.data.dataset == "world":
-            stages.make_world(config)
+            make.world(config)
     folder = study.workdir / "teacher"
     if study.shares_teacher and _run_all({TEACHER: (study.teacher_command(), folder)}, 1):
         raise UserError(f"without the teacher no arm can run: see {folder / 'log.txt'}")

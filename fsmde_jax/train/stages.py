@@ -1,26 +1,39 @@
-"""The runs that make up a job: the miniature world's data, the teacher's head, the run itself."""
+"""What has to exist before a run: the world's data, the teacher's head, the teacher's cache.
 
-import logging
+Pure: a config in, a list of stages out, in the order in which they are made. `fsmde_jax/make.py`
+makes them.
+"""
+
+import dataclasses
 import pathlib
 
 from ml_collections import ConfigDict
 
-from fsmde_jax import cli
 from fsmde_jax.config import HEAD_FOLDER, validate
-from fsmde_jax.data import prepared
-from fsmde_jax.prepare import scenes
 from fsmde_jax.run import checkpoints
 from fsmde_jax.run.load import check_head
 from fsmde_jax.tasks import foundation, make_task
-from fsmde_jax.train import loop
-from fsmde_jax.world import WorldConfig, write_world
-
-log = logging.getLogger(__name__)
-
 
 # Keys of `data` that a head's stage has from its run, unless it names data of its own.
 _SAME_DATA = ("dataset", "config_name", "train_split", "eval_split", "cameras", "labelled_scenes")
 _SAME_DATA += ("downscale", "masks")
+
+KINDS = WORLD, RUN, TEACHER_CACHE = ("world", "run", "teacher cache")
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One thing that has to exist before a run.
+
+    Attributes:
+      kind: `WORLD` (rendered and prepared), `RUN` (a finished training) or `TEACHER_CACHE`.
+      config: of what is made.
+      workdir: a run's folder; that of the run which needs the stage for the other kinds.
+    """
+
+    kind: str
+    config: ConfigDict
+    workdir: pathlib.Path
 
 
 def planned(config: ConfigDict, workdir: pathlib.Path) -> ConfigDict:
@@ -49,67 +62,51 @@ def planned(config: ConfigDict, workdir: pathlib.Path) -> ConfigDict:
     return config
 
 
-def run(config: ConfigDict, workdir: pathlib.Path) -> int | None:
-    """Trains the teacher's head, then `planned(config)` into `workdir`; not what is done.
-
-    Returns the number of a signal that interrupted it, or None.
-    """
-    config = planned(config, workdir)
-    if (interrupted := run_stages(config, workdir)) or foundation.is_given(config):
-        return interrupted
-    return loop.train(config, workdir)
-
-
-def run_stages(config: ConfigDict, workdir: pathlib.Path) -> int | None:
-    """What comes before a run: the teacher's head in `workdir/teacher_head`, and the world's data.
-
-    What does not fit is refused before anything is made. Returns the number of a signal that
-    interrupted it, or None.
-    """
-    config = planned(config, workdir)
-    needs_teacher = make_task(config).build_teacher is not None
-    if needs_teacher or config.task in ("teacher_head", "foundation"):
-        foundation.architecture(config)  # a wrong name is refused before anything is rendered
-    head, stage = config.teacher.head_weights, config.teacher.head_stage
-    makes_head = stage is not None and head == str(_head_folder(workdir))
-    if makes_head:
-        validate(stage)
-    if _needs_head(config) and head:
-        if not makes_head or checkpoints.latest_step(pathlib.Path(head)) is not None:
-            check_head(config)
-        if makes_head and (interrupted := run(stage, pathlib.Path(head))):
-            return interrupted
+def needed(config: ConfigDict, workdir: pathlib.Path) -> list[Stage]:
+    """The stages before a run in `workdir`, whether they exist already or not."""
+    config, stages = planned(config, workdir), []
+    if _makes_head(config, workdir):
+        head, folder = config.teacher.head_stage, _head_folder(workdir)
+        stages += [*needed(head, folder), Stage(RUN, planned(head, folder), folder)]
     if config.data.dataset == "world":
-        make_world(config)
-    return None
+        stages.append(Stage(WORLD, config, workdir))
+    if config.teacher.source == "cached" and _has_teacher(config):
+        stages.append(Stage(TEACHER_CACHE, config, workdir))
+    return stages
+
+
+def check(config: ConfigDict, workdir: pathlib.Path) -> None:
+    """Refuses what cannot work before anything is made, of the run and of its stages.
+
+    Raises `UserError`: a value of a config, a foundation model that is not there, or a teacher's
+    head that does not fit.
+    """
+    config = planned(config, workdir)
+    makes_head = _makes_head(config, workdir)
+    if makes_head:
+        validate(config.teacher.head_stage)
+        check(config.teacher.head_stage, _head_folder(workdir))
+    if _has_teacher(config) or config.task in ("teacher_head", "foundation"):
+        foundation.architecture(config)
+    if _needs_head(config) and config.teacher.head_weights:
+        trained = checkpoints.latest_step(pathlib.Path(config.teacher.head_weights)) is not None
+        if trained or not makes_head:
+            check_head(config)
+
+
+def _makes_head(config: ConfigDict, workdir: pathlib.Path) -> bool:
+    """Whether the planned config's head is its own stage's."""
+    own = config.teacher.head_weights == str(_head_folder(workdir))
+    return _needs_head(config) and config.teacher.head_stage is not None and own
 
 
 def _needs_head(config: ConfigDict) -> bool:
-    needs_teacher = make_task(config).build_teacher is not None
-    return needs_teacher and config.teacher.binning == "head"
+    return _has_teacher(config) and config.teacher.binning == "head"
+
+
+def _has_teacher(config: ConfigDict) -> bool:
+    return make_task(config).build_teacher is not None
 
 
 def _head_folder(workdir: pathlib.Path) -> pathlib.Path:
     return workdir / HEAD_FOLDER
-
-
-def make_world(config: ConfigDict) -> None:
-    """Renders and prepares the miniature world, unless that is done."""
-    data, world = config.data, config.world.to_dict()
-    directory = prepared.version_dir(pathlib.Path(data.data_dir), data.dataset, data.config_name)
-    image_size, dense_depth = world.pop("image_size"), world.pop("dense_depth")
-    source = pathlib.Path(data.data_dir) / "world_raw" / data.config_name
-    # A world that is there already is checked against the config, and finished if it was cut off.
-    if source.is_dir() or not directory.is_dir():
-        log.info("Rendering the miniature world into %s", source)
-        write_world(WorldConfig(**world), source)
-    summary = scenes.prepare(
-        data.dataset,
-        source,
-        pathlib.Path(data.data_dir),
-        tuple(image_size),
-        dense_depth=dense_depth,
-        num_workers=cli.num_cores(),
-        config_name=data.config_name,
-    )
-    log.info("%s\n%s", directory, summary.table())

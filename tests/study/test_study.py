@@ -17,7 +17,7 @@ from absl import flags
 from ml_collections import config_flags
 from tiny_run import prepare_recording
 
-from fsmde_jax import cli
+from fsmde_jax import cli, make
 from fsmde_jax.cache_teacher import fill
 from fsmde_jax.config import ConfigError
 from fsmde_jax.errors import UserError
@@ -78,11 +78,14 @@ class InProcess(subprocess.Popen):
         if module == "fsmde_jax.main":
             workdir = pathlib.Path(values.workdir)
             config = stages.planned(values.config, workdir)
-            assert stages.run(config, workdir) is None
+            assert make.run(config, workdir) is None
             measure.evaluate_run(config, workdir)
         elif module == "fsmde_jax.cache_teacher":
             config = stages.planned(values.config, pathlib.Path(values.workdir))
-            assert stages.run_stages(config, pathlib.Path(values.workdir)) is None
+            assert (
+                make.before(config, pathlib.Path(values.workdir), (stages.WORLD, stages.RUN))
+                is None
+            )
             fill.build(config)
         else:
             assert module == "fsmde_jax.evaluate"

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from fsmde_jax import config as config_lib
+from fsmde_jax import make
 from fsmde_jax.config import ConfigError
 from fsmde_jax.errors import UserError
 from fsmde_jax.evaluate import measure
@@ -49,7 +50,7 @@ def run(tmp_path_factory):
     config = shrink(DEMO["get_config"](), root / "data")
     shrink(config.teacher.head_stage, root / "data")
     config = stages.planned(config, root / "run")
-    assert stages.run(config, root / "run") is None
+    assert make.run(config, root / "run") is None
     return config, root / "run"
 
 
@@ -58,7 +59,7 @@ def foundation(tmp_path_factory):
     """The pretraining of a teacher, shrunk."""
     root = tmp_path_factory.mktemp("demo_teacher")
     config = shrink(DEMO_TEACHER["get_config"](), root / "data")
-    assert stages.run(config, root / "run") is None
+    assert make.run(config, root / "run") is None
     return config, root / "run"
 
 
@@ -129,7 +130,7 @@ def test_statistics_are_averaged_with_the_weights_and_that_is_what_is_loaded(run
 
 def test_an_arm_without_teacher_trains_no_head(run, tmp_path):
     config = shrink(DEMO["get_config"]("supervised"), run[0].data.data_dir)
-    assert stages.run_stages(config, tmp_path) is None
+    assert make.before(config, tmp_path) is None
     assert not (tmp_path / "teacher_head").exists()
     assert not config.teacher.head_weights
 
@@ -139,7 +140,7 @@ def test_a_trained_foundation_model_is_a_checkpoint_that_can_be_named(foundation
     trained = measure.evaluate_run(config, workdir)["foundation"]["mean"]
     named = config.copy_and_resolve_references()
     named.teacher.weights, named.teacher.size = str(workdir / "weights"), ""
-    assert stages.run(named, tmp_path) is None  # nothing to train
+    assert make.run(named, tmp_path) is None  # nothing to train
     assert not (tmp_path / "checkpoints").exists()
     measured = measure.evaluate_run(named, tmp_path)["foundation"]["mean"]
     assert measured["abs_rel"] == pytest.approx(trained["abs_rel"], rel=2e-3)  # half precision
@@ -172,7 +173,7 @@ def test_a_wrong_start_is_refused_before_anything_is_rendered(start, message, tm
     config.teacher.start_weights, config.teacher.size = start, "dpt_tiny"
     config.data.data_dir = str(tmp_path)
     with pytest.raises(UserError, match=message):
-        stages.run(config, tmp_path / "run")
+        make.run(config, tmp_path / "run")
     assert not list(tmp_path.iterdir())
 
 
@@ -185,7 +186,7 @@ def test_the_shipped_teacher_fits_its_limits_and_knows_an_unseen_street(tmp_path
     config.data.eval_batch_size = 8
     config.world.val_scenes, config.world.samples_per_scene = 1, 1
     config.evaluation.pictures = 0
-    assert stages.run(config, tmp_path / "run") is None
+    assert make.run(config, tmp_path / "run") is None
     mean = measure.evaluate_run(config, tmp_path / "run")["foundation"]["mean"]
     assert mean["abs_rel"] < 0.12 and mean["delta1"] > 0.87  # .093, .898; its elder: .163, .789
 
@@ -201,7 +202,7 @@ def test_finished_stages_are_not_repeated(run):
     config, workdir = run
     before = {path: path.stat().st_mtime_ns for path in workdir.glob("**/checkpoints/2")}
     assert len(before) == 2
-    assert stages.run(config, workdir) is None
+    assert make.run(config, workdir) is None
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
@@ -241,7 +242,7 @@ def test_a_mistyped_teacher_is_refused_before_anything_is_rendered(run, tmp_path
     config = run[0].copy_and_resolve_references()
     config.teacher.weights, config.data.data_dir = "mini-wrld", str(tmp_path / "data")
     with pytest.raises(WeightsError, match=r"mini-wrld.*mini-world"):
-        stages.run(config, tmp_path / "run")
+        make.run(config, tmp_path / "run")
     assert not list(tmp_path.iterdir())
 
 
@@ -250,19 +251,43 @@ def test_another_world_in_the_same_folder_is_refused(run):
     other = config.copy_and_resolve_references()
     other.world.seed = 99
     with pytest.raises(WorldError, match="99"):
-        stages.make_world(other)
+        make.world(other)
+
+
+def test_the_stages_before_a_run_are_listed_and_made_in_order(tmp_path, monkeypatch):
+    config = DEMO["get_config"]()
+    config.data.data_dir, config.data.jitter = str(tmp_path / "data"), 0.0
+    kinds = lambda: [stage.kind for stage in stages.needed(config, tmp_path / "run")]  # noqa: E731
+    assert kinds() == [stages.WORLD, stages.RUN, stages.WORLD]
+    config.teacher.source = "cached"
+    before = config.to_json()
+    assert kinds() == [stages.WORLD, stages.RUN, stages.WORLD, stages.TEACHER_CACHE]
+    assert config.to_json() == before and not list(tmp_path.iterdir())
+    head = stages.needed(config, tmp_path / "run")[1]
+    assert (head.workdir, head.config.task) == (tmp_path / "run" / "teacher_head", "teacher_head")
+    made = []
+    monkeypatch.setattr(loop, "train", lambda config, folder: made.append(config.task))
+    monkeypatch.setattr(make, "world", lambda config: made.append("world"))
+    monkeypatch.setattr(make.fill, "build", lambda config: made.append("cache"))
+    assert make.run(config, tmp_path / "run") is None
+    assert made == ["world", "teacher_head", "world", "cache", "student"]
+    config.objective.update(dict.fromkeys(("ckd_divergence", "ckd_crossing", "vrkd"), 0.0))
+    assert kinds() == [stages.WORLD]  # nothing asks the teacher
+    signal_number = 15
+    monkeypatch.setattr(loop, "train", lambda config, folder: signal_number)
+    assert make.run(config, tmp_path / "run") == signal_number
 
 
 def test_the_heads_stage_trains_on_the_runs_own_world(tmp_path, monkeypatch):
     config = DEMO["get_config"]()
     config.world.train_scenes = 3
     trained = []
-    monkeypatch.setattr(stages, "run", lambda stage, folder: trained.append(stage))
-    monkeypatch.setattr(stages, "make_world", lambda config: None)
-    assert stages.run_stages(config, tmp_path) is None
+    monkeypatch.setattr(loop, "train", lambda stage, folder: trained.append(stage))
+    monkeypatch.setattr(make, "world", lambda config: None)
+    assert make.before(config, tmp_path) is None
     assert trained[0].world.train_scenes == 3
     config.teacher.binning = "soft"
-    assert stages.run_stages(config, tmp_path) is None
+    assert make.before(config, tmp_path) is None
     assert len(trained) == 1  # soft bins need no head
 
 
@@ -329,7 +354,7 @@ def test_a_head_that_does_not_fit_is_refused_before_anything_runs(
         config.teacher.head_weights, workdir = str(workdir / "teacher_head"), tmp_path / "run"
     config.update_from_flattened_dict({key: value})
     with pytest.raises(ConfigError, match=rf"head_weights='.*' does not fit.*{message}"):
-        stages.run(config, workdir)
+        make.run(config, workdir)
     assert not list(tmp_path.iterdir())
 
 
@@ -337,5 +362,5 @@ def test_a_head_that_is_not_there_is_refused_before_anything_runs(tmp_path):
     config = DEMO["get_config"]()
     config.data.data_dir, config.teacher.head_weights = str(tmp_path), str(tmp_path / "nowhere")
     with pytest.raises(ConfigError, match=r"nowhere' does not fit.* holds no run"):
-        stages.run(config, tmp_path / "run")
+        make.run(config, tmp_path / "run")
     assert not list(tmp_path.iterdir())

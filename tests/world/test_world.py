@@ -15,11 +15,10 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from fsmde_jax import cli, files
+from fsmde_jax import cli, files, make
 from fsmde_jax.config import default_config
 from fsmde_jax.data import prepared
 from fsmde_jax.errors import UserError
-from fsmde_jax.train import stages
 from fsmde_jax.world import WorldConfig, layouts, write_world, writer
 
 CAMERAS = ["CAMERA_01", "CAMERA_05", "CAMERA_07", "CAMERA_09", "CAMERA_08", "CAMERA_06"]
@@ -265,10 +264,10 @@ def test_a_run_prepares_its_world_anew_beside_data_of_an_older_version(
     config.world.update(dataclasses.asdict(CONFIG) | {"image_size": (20, 32)})
     raw = tmp_path / "world_raw" / "a"
     shutil.copytree(world, raw)
-    stages.make_world(config)
+    make.world(config)
     old = (tmp_path / "world" / "a" / "2.0.0").rename(tmp_path / "world" / "a" / "1.0.0")
     before = digests(old)
-    stages.make_world(config)
+    make.world(config)
     assert len(prepared.open_split(tmp_path, "world", "a", "train")) == 4
     assert digests(old) == before and digests(raw) == digests(world)
 
