@@ -1,17 +1,6 @@
 """Grain: prepared samples to sharded batches on the devices.
 
-Batch fields (b samples, n cameras of the rig, p LiDAR points, prepared image of h x w):
-  image uint8 [b n h w 3], camera_mask bool [b n], intrinsics [b n 3 3],
-  vehicle_from_camera [b n 4 4], lidar_xy [b n p 2] (pixels of the prepared image),
-  lidar_depth_m [b n p] (0 pads), neighbour int32 [b n] and neighbour_mask bool [b n] (adjacent
-  cameras, see `rig.ring_neighbours`), sample_index int32 [b] (-1 pads an evaluation batch),
-  flipped bool [b] (training only: whether it is the sample's mirror image);
-  lidar_uv int32 [b n p 2] (column, row) and native_size int32 [b n 2] (evaluation only: the
-  points' native pixels and the size of that image);
-  dense_depth_m [b n h w] where the dataset has it and the task asks for it; teacher_image uint8
-  [b n h3 w3 3], as prepared, where `config.teacher.image` asks for it; the fields of
-  `teacher_cache.FIELDS` where `config.teacher.source` is "cached"; prediction [b n h4 w4] and
-  covered bool [b n] where depth maps from files are evaluated.
+What a batch holds: `data/batch.py`.
 """
 
 import functools
@@ -22,12 +11,12 @@ import grain
 import jax
 import numpy as np
 from jax.sharding import NamedSharding
-from jaxtyping import Array
 from ml_collections import ConfigDict
 
 from fsmde_jax import files, rig
 from fsmde_jax.config import ConfigError
 from fsmde_jax.data import augment, lidar, prepared
+from fsmde_jax.data.batch import Batch
 from fsmde_jax.data.masks import Masks
 from fsmde_jax.data.teacher_cache import TeacherCache
 
@@ -178,7 +167,7 @@ def _start_worker(_index: int, _count: int) -> None:
     files.end_with_parent_process()
 
 
-def put_on_devices(batch: Sample, sharding: NamedSharding) -> dict[str, Array]:
+def put_on_devices(batch: Sample, sharding: NamedSharding) -> Batch:
     """This process's share of the batch becomes part of the global arrays."""
     return jax.tree.map(functools.partial(jax.make_array_from_process_local_data, sharding), batch)
 

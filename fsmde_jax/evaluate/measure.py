@@ -18,6 +18,7 @@ from tqdm import tqdm
 from fsmde_jax import files
 from fsmde_jax.config import ConfigError
 from fsmde_jax.data import lidar, pipeline
+from fsmde_jax.data.batch import Batch
 from fsmde_jax.data.masks import ESTIMATE, Masks
 from fsmde_jax.evaluate import metrics, protocols, results
 from fsmde_jax.evaluate.depth_maps import Predictions
@@ -99,7 +100,7 @@ def evaluate_split(
 
 def _batches(
     config: ConfigDict, split: str, mesh: Mesh, predictions: Predictions | None = None
-) -> Iterator[dict[str, Array]]:
+) -> Iterator[Batch]:
     """The split once, with what the config's task, teacher and protocol need."""
     source, _ = pipeline.open_data(config.data, split)
     protocol = protocols.PROTOCOLS[config.evaluation.protocol]
@@ -145,9 +146,7 @@ def make_predict(task: Task, model: Model) -> Callable:
     )
 
 
-def _predictor(
-    config: ConfigDict, task: Task, predict: Callable[[dict[str, Array]], Array]
-) -> Predictor:
+def _predictor(config: ConfigDict, task: Task, predict: Callable[[Batch], Array]) -> Predictor:
     if protocols.mirrors(config.evaluation):
         predict = _mirror_averaged(predict, task.predicts_inverse)
     scaling = "affine" if task.predicts_inverse else config.evaluation.scaling
@@ -161,7 +160,7 @@ def _mirror_averaged(predict: Callable, inverse: bool) -> Callable:
     """
 
     @jax.jit
-    def mirror(batch: dict[str, Array]) -> dict[str, Array]:
+    def mirror(batch: Batch) -> Batch:
         mirrored = {
             name: jnp.flip(batch[name], axis=3)
             for name in ("image", "teacher_image")
@@ -172,7 +171,7 @@ def _mirror_averaged(predict: Callable, inverse: bool) -> Callable:
         flipped = jnp.ones_like(batch["sample_index"], bool)
         return {**batch, **mirrored, "intrinsics": k, "flipped": flipped}
 
-    def both(batch: dict[str, Array]) -> Array:
+    def both(batch: Batch) -> Array:
         direct, mirrored = predict(batch), predict(mirror(batch))
         if inverse:
             return protocols.post_process(direct, mirrored)
@@ -434,9 +433,7 @@ def summary(config: ConfigDict, methods: dict[str, dict]) -> str:
     return results.describe(about(config, methods), methods, scenes=False)
 
 
-def _in_metres(
-    config: ConfigDict, predictor: Predictor, prediction: Array, batch: dict[str, Array]
-) -> Array:
+def _in_metres(config: ConfigDict, predictor: Predictor, prediction: Array, batch: Batch) -> Array:
     """The prediction, or what an inverse prediction becomes by each image's alignment."""
     if not predictor.inverse:
         return prediction

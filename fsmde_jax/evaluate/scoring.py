@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array
 from ml_collections import ConfigDict
 
+from fsmde_jax.data.batch import Batch
 from fsmde_jax.evaluate import cross_view, metrics, results
 from fsmde_jax.evaluate.protocols import PROTOCOLS, Protocol
 from fsmde_jax.models.layers import sampling
@@ -22,7 +23,7 @@ from fsmde_jax.run import sharding
 class Predictor(NamedTuple):
     """A way to depth: batch -> [b n h w] in metres, or inverse depth of unknown scale and shift."""
 
-    predict: Callable[[dict[str, Array]], Array]
+    predict: Callable[[Batch], Array]
     scaling: str = "metric"  # of `config.SCALINGS`
     inverse: bool = False
 
@@ -69,7 +70,7 @@ class Scorer:
         self._cross_view = jax.jit(self._cross_view_of, out_shardings=everywhere)
         self._replicate = jax.jit(lambda tree: tree, out_shardings=everywhere)
 
-    def add(self, batch: dict[str, Array]) -> Array:
+    def add(self, batch: Batch) -> Array:
         """Measures a batch; returns what was predicted, [b n h w]."""
         prediction = self.predictor.predict(batch)
         small = {name: batch[name] for name in ("sample_index", "camera_mask")}
@@ -134,7 +135,7 @@ class Scorer:
 
     # On the devices
 
-    def _read_points(self, prediction: Array, batch: dict[str, Array]) -> tuple[Array, ...]:
+    def _read_points(self, prediction: Array, batch: Batch) -> tuple[Array, ...]:
         """The prediction at the truth's points, the truth [b n p], and which of them count."""
         uv, size, truth_m = truth_of(batch)
         corners = self.protocol.align_corners
@@ -158,7 +159,7 @@ class Scorer:
         low, high = limits_m(self.config)
         return metrics.error_sums(jnp.clip(depth_m, max(low, 1e-6), high), truth_m, valid)
 
-    def _cross_view_of(self, depth_m: Array, batch: dict[str, Array]) -> tuple[Array, Array]:
+    def _cross_view_of(self, depth_m: Array, batch: Batch) -> tuple[Array, Array]:
         """[b 2] of `cross_view.NAMES`, and each image's median scale [b n]."""
         scale = cross_view.median_scale(*self._read_points(depth_m, batch))
         apart = cross_view.overlap_disagreement(
@@ -188,7 +189,7 @@ def max_depth_m(config: ConfigDict) -> float:
     return config.evaluation.max_depth_m or config.data.max_depth_m
 
 
-def truth_of(batch: dict[str, Array]) -> tuple[Array, Array, Array]:
+def truth_of(batch: Batch) -> tuple[Array, Array, Array]:
     """Pixels [b n p 2], their image's size [b n 2] and depths [b n p], 0 where there is none.
 
     Of every pixel if truth is dense, else of LiDAR.

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 from ml_collections import ConfigDict
 
+from fsmde_jax.data.batch import Batch
 from fsmde_jax.losses import baselines, cross_interaction, depth, view_relational
 from fsmde_jax.models.binned_depth import DEPTH
 from fsmde_jax.models.layers.resize import resize_bilinear
@@ -82,7 +83,7 @@ def true_targets(
 def student_objective(
     student: StudentOutput,
     teacher: TeacherTargets | None,
-    batch: dict[str, Array],
+    batch: Batch,
     config: ConfigDict,
     adapter: Callable[[Array], Array] | None = None,
     mean_of: str = DEPTH,
@@ -129,7 +130,7 @@ def student_objective(
 def _vrkd(
     student: StudentOutput,
     teacher: TeacherTargets,
-    batch: dict[str, Array],
+    batch: Batch,
     config: ConfigDict,
 ) -> Float[Array, ""]:
     """The view-relational term on what `vrkd_on` names, between the cameras `vrkd_pairs` names."""
@@ -149,7 +150,7 @@ def _vrkd(
 
 
 def silog_on_lidar(
-    depth_m: Float[Array, "b n h w"], batch: dict[str, Array], config: ConfigDict
+    depth_m: Float[Array, "b n h w"], batch: Batch, config: ConfigDict
 ) -> Float[Array, ""]:
     """SILog of a depth map, at any resolution, at the batch's LiDAR points."""
     at_lidar = depth.sample_at_lidar(depth_m, batch["lidar_xy"], batch["image"].shape[2:4])
@@ -158,7 +159,7 @@ def silog_on_lidar(
 
 
 def likelihood_on_lidar(
-    logits: Float[Array, "b n h w k"], centers_m: Float[Array, "b n k"], batch: dict[str, Array]
+    logits: Float[Array, "b n h w k"], centers_m: Float[Array, "b n k"], batch: Batch
 ) -> Float[Array, ""]:
     """Negative log likelihood of the batch's LiDAR points under bins of any resolution."""
     read = jax.vmap(depth.sample_at_lidar, in_axes=(-1, None, None), out_axes=-1)
@@ -169,7 +170,7 @@ def likelihood_on_lidar(
 
 
 def silog_on_dense(
-    depth_m: Float[Array, "b n h w"], batch: dict[str, Array], config: ConfigDict
+    depth_m: Float[Array, "b n h w"], batch: Batch, config: ConfigDict
 ) -> Float[Array, ""]:
     """SILog at every pixel of the miniature world's dense truth that has a surface."""
     truth_m = batch["dense_depth_m"]

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from fsmde_jax import config as config_lib
 from fsmde_jax import files
 from fsmde_jax.data import pipeline
+from fsmde_jax.data.batch import Batch
 from fsmde_jax.evaluate import results
 from fsmde_jax.losses.depth import SILOG_FLOOR
 from fsmde_jax.pictures import ring
@@ -321,7 +322,7 @@ def _predictor(run: Run):  # -> batch -> depth_m [b n h w]
     graphdef, parameters = nnx.split(student)
 
     @jax.jit
-    def predict(parameters: Any, batch: dict[str, Array]) -> Float[Array, "b n h w"]:
+    def predict(parameters: Any, batch: Batch) -> Float[Array, "b n h w"]:
         inputs = (batch[name] for name in ("image", "intrinsics", "camera_mask"))
         return nnx.merge(graphdef, parameters)(*inputs).depth_m
 

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from fsmde_jax.config import TRUTH
 from fsmde_jax.data import teacher_cache
+from fsmde_jax.data.batch import Batch
 from fsmde_jax.losses.baselines import FeatureAdapter
 from fsmde_jax.losses.objective import (
     DISTILLATION,
@@ -19,7 +20,7 @@ from fsmde_jax.losses.objective import (
 )
 from fsmde_jax.models.student import Student, StudentConfig
 from fsmde_jax.tasks import foundation
-from fsmde_jax.tasks.task import Batch, Task
+from fsmde_jax.tasks.task import Task
 from fsmde_jax.tasks.teacher_head import build_teacher, head_options, teacher_inputs
 
 

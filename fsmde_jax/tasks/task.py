@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from flax import nnx
 from jaxtyping import Array
 
-Batch = dict[str, Array]
+from fsmde_jax.data.batch import Batch
 
 
 class Task(NamedTuple):

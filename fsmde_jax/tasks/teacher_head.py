@@ -5,10 +5,11 @@ from flax import nnx
 from jaxtyping import Array
 from ml_collections import ConfigDict
 
+from fsmde_jax.data.batch import Batch
 from fsmde_jax.losses.objective import likelihood_on_lidar, silog_on_lidar
 from fsmde_jax.models.teacher import Teacher
 from fsmde_jax.tasks import foundation
-from fsmde_jax.tasks.task import Batch, Task
+from fsmde_jax.tasks.task import Task
 
 # What lies between the backbone of a foundation model and its depth head.
 NECK = ("reassemble_layers", "neck_convs", "fusion_layers", "decoder")

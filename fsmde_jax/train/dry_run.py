@@ -9,12 +9,12 @@ import re
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from fsmde_jax.config import ConfigError
+from fsmde_jax.data import batch as batch_schema
 from fsmde_jax.data import pipeline
 from fsmde_jax.models import hub_config
 from fsmde_jax.run import sharding, teacher_outputs
@@ -62,27 +62,17 @@ def image_shape(config: ConfigDict) -> tuple[int, int, int]:
 
 
 def batch_shapes(config: ConfigDict, task: Task, model: Model) -> dict[str, jax.ShapeDtypeStruct]:
-    """The fields of `data/pipeline.py` for this config."""
+    """Shapes of this config's training batch."""
     n, height, width = image_shape(config)
-    b, p = config.data.batch_size, config.data.points_per_image
-    fields = {
-        "image": ((b, n, height, width, 3), jnp.uint8),
-        "camera_mask": ((b, n), jnp.bool_),
-        "intrinsics": ((b, n, 3, 3), jnp.float32),
-        "vehicle_from_camera": ((b, n, 4, 4), jnp.float32),
-        "lidar_xy": ((b, n, p, 2), jnp.float32),
-        "lidar_depth_m": ((b, n, p), jnp.float32),
-        "neighbour": ((b, n), jnp.int32),
-        "neighbour_mask": ((b, n), jnp.bool_),
-        "sample_index": ((b,), jnp.int32),
-        "flipped": ((b,), jnp.bool_),
-    }
+    sizes = {"b": config.data.batch_size, "n": n, "h": height, "w": width}
+    sizes["p"] = config.data.points_per_image
+    names = list(batch_schema.TRAINING)
     if config.teacher.image == "prepared":
-        prepared_size = map(int, _prepared_size(config))
-        fields["teacher_image"] = ((b, n, *prepared_size, 3), jnp.uint8)
+        sizes["hp"], sizes["wp"] = map(int, _prepared_size(config))
+        names.append("teacher_image")
     if task.needs_dense_depth:
-        fields["dense_depth_m"] = ((b, n, height, width), jnp.float32)
-    batch = {name: jax.ShapeDtypeStruct(*field) for name, field in fields.items()}
+        names.append("dense_depth_m")
+    batch = batch_schema.shapes(names, sizes)
     if config.teacher.source == "cached" and model.teacher_graphdef:
         encode = functools.partial(teacher_outputs.encode, config, model)
         batch |= jax.eval_shape(encode, model.teacher_state, batch)

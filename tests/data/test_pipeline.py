@@ -15,6 +15,7 @@ from tiny_run import prepare_recording, tiny_config
 from fsmde_jax import rig
 from fsmde_jax.config import ConfigError
 from fsmde_jax.data import augment, lidar, pipeline
+from fsmde_jax.data import batch as batch_schema
 from fsmde_jax.run import sharding
 
 
@@ -57,6 +58,9 @@ def test_batches_have_the_documented_fields(config, mesh):
         "sample_index": ("int32", (8,)),
         "flipped": ("bool", (8,)),
     }
+    sizes = {"b": 8, "n": 6, "h": 32, "w": 64, "p": 64, "hp": 32, "wp": 64}
+    schema = batch_schema.shapes(batch_schema.TRAINING, sizes)
+    assert shapes == {name: (leaf.dtype.name, leaf.shape) for name, leaf in schema.items()}
     assert batch["neighbour_mask"].all()
 
 
