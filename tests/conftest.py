@@ -16,6 +16,14 @@ import pytest
 from absl import flags
 from jaxtyping import install_import_hook
 
+
+def pytest_configure(config: pytest.Config) -> None:
+    """`-m gpu` runs on the accelerator there is, with ordinary compilation."""
+    if config.option.markexpr == "gpu":
+        os.environ["XLA_FLAGS"] = ""
+        jax.config.update("jax_platforms", None)
+
+
 # Shapes and dtypes in the annotations are checked at run time in tests.
 install_import_hook(["fsmde_jax", "tfds_builders"], "beartype.beartype")
 

@@ -1,13 +1,11 @@
 """Which precision the traced programs ask for; devices of lower precision are not needed."""
 
-import pathlib
-import runpy
 from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
+from ddad_step import ddad_step, random_values
 from flax import nnx
 
 from fsmde_jax.config import SCALINGS
@@ -17,11 +15,7 @@ from fsmde_jax.models import binned_depth
 from fsmde_jax.models.encoders import mobilenet, resnet
 from fsmde_jax.models.layers.resize import resize_bilinear
 from fsmde_jax.precision import full_precision
-from fsmde_jax.run.state import Model
-from fsmde_jax.tasks import make_task
-from fsmde_jax.train import dry_run
 
-CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 HIGHEST = jax.lax.Precision.HIGHEST
 PRODUCTS = ("dot_general", "conv_general_dilated")
 
@@ -51,52 +45,6 @@ def coarse(found: list) -> list[str]:
         and any(v.aval.dtype == jnp.float32 for v in equation.invars)
         and equation.params["precision"] not in (HIGHEST, (HIGHEST, HIGHEST))
     ]
-
-
-def ddad_step(dtype: str, **objective: float):
-    """(loss of states and a batch, model, batch) of configs/ddad.py, small, of random networks."""
-    config = runpy.run_path(str(CONFIGS / "ddad.py"))["get_config"]()
-    config.data.config_name, config.data.batch_size = "32x64", 1
-    config.data.cameras, config.data.points_per_image = ("A", "B", "C"), 64
-    config.student.size, config.student.canonical_focal_px = "tiny", 60.0
-    config.student.encoder_weights = ""
-    config.teacher.size, config.teacher.weights = "dpt_tiny", "random"
-    config.objective.vrkd_grid = (4, 8)
-    config.objective.update(objective)
-    config.train.dtype = config.teacher.dtype = dtype
-    task = make_task(config)
-    model = Model(task, 0)
-
-    def loss(params, batch_stats, teacher_state, batch):
-        module = model.merge(params, batch_stats, {}, train=True)
-        return task.loss(module, model.merge_teacher(teacher_state), batch)
-
-    return loss, model, make_batch(dry_run.batch_shapes(config, task, model))
-
-
-def make_batch(shapes):
-    rng = np.random.default_rng(0)
-    batch = {name: np.ones(leaf.shape, leaf.dtype) for name, leaf in shapes.items()}
-    batch["image"] = rng.integers(0, 256, shapes["image"].shape).astype(np.uint8)
-    batch["intrinsics"][:] = [[60, 0, 32], [0, 60, 16], [0, 0, 1]]
-    batch["lidar_xy"] = rng.uniform(0, (64, 32), shapes["lidar_xy"].shape).astype(np.float32)
-    batch["lidar_depth_m"] = 60.0 / (1.0 + batch["lidar_xy"][..., 1])  # nearer further down
-    batch["neighbour"] = np.array([[1, 2, 0]], np.int32)
-    return jax.tree.map(jnp.asarray, batch)
-
-
-def random_values(shapes):
-    """Kernels of fresh networks, ones and zeros: quicker than to compile how networks make them."""
-    rng = np.random.default_rng(1)
-
-    def make(path, leaf):
-        name = jax.tree_util.keystr(path)
-        if "kernel" in name or "token" in name or "embedding" in name:
-            return jnp.asarray(rng.normal(0, 1 / np.sqrt(np.prod(leaf.shape[:-1])), leaf.shape))
-        one = any(word in name for word in ("scale", "var"))
-        return jnp.full(leaf.shape, one, leaf.dtype)
-
-    return jax.tree.map_with_path(make, shapes)
 
 
 @pytest.fixture(scope="module")
