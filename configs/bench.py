@@ -8,8 +8,9 @@ of 96x160, LiDAR of 44 beams, three instants a street, two seconds apart. A fift
 labelled. The teacher, `mini-world`, was pretrained on streets of other seeds.
 
 v4 is v3 (the same streets, protocol and tuning) with batch statistics averaged as the weights are,
-and with the present `mini-world`. **Its study has not been run yet**: the reports' figures are of
-v3, so of commit 5ab3b3e, and of the weights of commit a47b645, before 600 steps more.
+and with the present `mini-world`. Of its study **only seed 0 has been run yet**
+(`fsmde_jax/reports/study_demo_v4`). The other reports' figures are of v3, so of commit 5ab3b3e,
+and of the weights of commit a47b645, before 600 steps more.
 
 Other variants, on the same streets: `labels20`, `labels60` and `labels200` (a tenth, 30 % and all
 of them labelled), `beams64`, `beams16` and `beams4` (all labelled, another LiDAR), and `oracle`

@@ -20,7 +20,7 @@ from fsmde_jax.data.batch import Batch
 from fsmde_jax.evaluate import results
 from fsmde_jax.losses.depth import SILOG_FLOOR
 from fsmde_jax.pictures import ring
-from fsmde_jax.run import sharding
+from fsmde_jax.run import checkpoints, sharding
 from fsmde_jax.run.load import load_student
 from fsmde_jax.study.plan import TEACHER, Run, Study
 
@@ -77,7 +77,13 @@ def write(study: Study) -> list[str]:
     pictures = []
     if contents:
         _draw_curves(tested, folder / "curves.png")
-        pictures = _draw_samples(study, {arm: runs[0] for arm, runs in tested.items() if runs})
+        # Runs that were measured on another machine may have come without their checkpoints.
+        kept = {
+            arm: [run for run in runs if checkpoints.latest_step(run.folder) is not None]
+            for arm, runs in tested.items()
+        }
+        if shown := {arm: runs[0] for arm, runs in kept.items() if runs}:
+            pictures = _draw_samples(study, shown)
     files.write_text(folder / "study.md", _describe(report, pictures) + "\n")
     return missing
 
@@ -188,7 +194,7 @@ def _describe(report: dict[str, Any], pictures: list[str]) -> str:
             ]
         parts.append("## Learning curves\n\n![learning curves](curves.png)")
     if pictures:
-        parts.append("## Examples\n\nThe first seed of each arm.")
+        parts.append("## Examples\n\nThe first seed of each arm whose checkpoint is here.")
         parts += [f"![{name}]({name})" for name in pictures]
     if any(report["tuning"].values()):
         parts.append("## Tuning\n\nAbsRel on the tuning split; the lowest was taken.")

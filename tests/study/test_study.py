@@ -355,6 +355,16 @@ def test_the_report_holds_figures_curves_pictures_and_commands(done):
     assert len(pictures) == 2 and all(f"]({name})" in text for name in pictures)
 
 
+def test_runs_whose_checkpoints_stayed_elsewhere_are_reported_without_pictures(done, tmp_path):
+    left = shutil.ignore_patterns("checkpoints")
+    shutil.copytree(done.workdir, tmp_path / "study", ignore=left)
+    shutil.rmtree(tmp_path / "study" / "report")
+    plan = Study(done.config, tmp_path / "study")
+    assert report.write(plan) == []
+    names = {path.suffix for path in (tmp_path / "study" / "report").iterdir()}
+    assert names == {".md", ".json", ".png"}
+
+
 def test_curves_end_with_the_finished_run(done):
     run = done.seeds("vrkd")[0]
     curves = report._curves(run)
