@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 from fsmde_jax import cli
 from fsmde_jax.config import HEAD_FOLDER, validate
 from fsmde_jax.data import prepared
-from fsmde_jax.prepare import scenes
+from fsmde_jax.prepare import folder
 from fsmde_jax.run import checkpoints
 from fsmde_jax.run.load import check_head
 from fsmde_jax.tasks import foundation, make_task
@@ -103,7 +103,7 @@ def make_world(config: ConfigDict) -> None:
     if source.is_dir() or not directory.is_dir():
         log.info("Rendering the miniature world into %s", source)
         write_world(WorldConfig(**world), source)
-    summary = scenes.prepare(
+    summary = folder.prepare(
         data.dataset,
         source,
         pathlib.Path(data.data_dir),
