@@ -679,7 +679,7 @@ def test_a_finished_dataset_stays_usable_when_its_recording_is_gone(raw, out):
 
 def test_pictures_of_a_check_go_into_no_folder_of_the_users(raw, out, monkeypatch):
     drawing = types.SimpleNamespace(check=lambda *a: (a[-1] / "a.png").touch())
-    monkeypatch.setattr(check, "check_rig", drawing)
+    monkeypatch.setattr(check, "report", drawing)
     mine = out / "ddad_check" / "000000_lidar.png"
     mine.parent.mkdir(parents=True)
     mine.write_text("mine")
