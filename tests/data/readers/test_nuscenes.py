@@ -20,7 +20,7 @@ from scipy.spatial.transform import Rotation
 
 from fsmde_jax.config import default_config
 from fsmde_jax.data import lidar, pipeline, prepared
-from fsmde_jax.data.readers import dgp, nuscenes, recording
+from fsmde_jax.data.readers import dgp, nuscenes, nuscenes_tables, recording
 from fsmde_jax.data.readers.recording import RecordingError
 from fsmde_jax.errors import UserError
 from fsmde_jax.evaluate import measure
@@ -504,7 +504,7 @@ def test_other_sensors_and_tables_are_not_asked_for(raw, out):
 
 def test_large_tables_are_read_in_pieces(raw, tmp_path, monkeypatch):
     whole = [scene.sample(1) for scene in open_scenes(raw, tmp_path / "a")]
-    monkeypatch.setattr(nuscenes, "_CHUNK", 900)  # a row has up to 700 characters
+    monkeypatch.setattr(nuscenes_tables, "_CHUNK", 900)  # a row has up to 700 characters
     pieces = [scene.sample(1) for scene in open_scenes(raw, tmp_path / "b")]
     for a, b in zip(whole, pieces, strict=True):
         for left, right in zip(a.cameras, b.cameras, strict=True):
