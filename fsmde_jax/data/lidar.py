@@ -27,23 +27,24 @@ def project_points(
 ) -> tuple[Int[np.ndarray, "q 2"], Float[np.ndarray, "q"]]:
     """Pixels (column, row) that receive a point and their z-depth in metres, in row-major order.
 
-    Each sensor's pose is that of its own instant, all points in front of the camera (z > 0) count,
-    and the last point in the cloud's order wins a pixel, however far it is.
+    Common to all rules: each sensor has the pose of its own instant, all points in front of the
+    camera (z > 0) count, and the last point in the cloud's order wins a pixel, at any distance.
 
-    "dgp", the rule of TRI-ML's `dgp`: the pixel by truncation. That goes towards zero there
-    (`astype(int)`), so a coordinate in (-1, 0) counts as pixel 0; we follow, although `floor` would
-    leave those points outside. `dgp` drops the skew, which is 0 in DDAD; here it is used.
+    "dgp", the rule of TRI-ML's `dgp`: coordinates are truncated to pixels. They are truncated
+    towards zero (`astype(int)`), so a coordinate in (-1, 0) counts as pixel 0. This is followed
+    here, although `floor` would leave those points outside. `dgp` ignores the skew, which is 0 in
+    DDAD; here it is used.
 
-    "surrounddepth", the rule of SurroundDepth (`tools/export_gt_depth_nusc.py`): the pixel by
-    rounding (half to even), then those from 0 to width - 1 and height - 1 are inside.
+    "surrounddepth", the rule of SurroundDepth (`tools/export_gt_depth_nusc.py`): coordinates are
+    rounded (half to even); then pixels from 0 to width - 1 and height - 1 are inside.
 
     "vfdepth", the rule of VFDepth (`dataset/nuscenes_dataset.py`): coordinates from 0 to width - 1
-    and height - 1 are inside, then rounded. Its pixels are some of SurroundDepth's.
+    and height - 1 are inside; then they are rounded. Its pixels are a subset of SurroundDepth's.
 
-    nuscenes-devkit's z > 1 m and margin of a pixel belong to its drawing function
-    (`map_pointcloud_to_image`); neither of the two uses it. SurroundDepth computes in single
-    precision, which moved one point of 22,134 of a real key frame to the next pixel; here it is
-    double, as in VFDepth, of whose points none moved.
+    nuscenes-devkit keeps only z > 1 m and a margin of one pixel, but only in its drawing function
+    (`map_pointcloud_to_image`), which neither of the two uses. SurroundDepth computes in single
+    precision. On a real key frame that moved one point of 22,134 to the next pixel. Here it is
+    double precision as in VFDepth, and none of VFDepth's points moved.
 
     Args:
         points_m: the cloud in the LiDAR's frame.
