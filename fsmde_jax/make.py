@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 from fsmde_jax import cli
 from fsmde_jax.cache_teacher import fill
 from fsmde_jax.data import prepared, teacher_cache
-from fsmde_jax.prepare import scenes
+from fsmde_jax.prepare import folder
 from fsmde_jax.tasks import foundation
 from fsmde_jax.train import loop, stages
 from fsmde_jax.world import WorldConfig, write_world
@@ -58,7 +58,7 @@ def world(config: ConfigDict) -> None:
     if source.is_dir() or not directory.is_dir():
         log.info("Rendering the miniature world into %s", source)
         write_world(WorldConfig(**options), source)
-    summary = scenes.prepare(
+    summary = folder.prepare(
         data.dataset,
         source,
         pathlib.Path(data.data_dir),

@@ -1,12 +1,46 @@
-"""Camera geometry of a rig: pixels, adjacency on the ring, mirror images.
+"""Camera geometry of a rig: projection, pixels, adjacency on the ring, mirror images.
 
 Conventions: pixel `i` covers `[i, i + 1)`, its centre is `i + 0.5`; so resizing an image
 multiplies the rows of the intrinsics, and a horizontal flip maps `x` to `width - x`.
 Cameras: x right, y down, z forward. Vehicle: x forward, y left, z up.
+
+The first four functions take arrays of NumPy or of JAX, all of one kind, and return that kind.
 """
+
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
+
+
+def transform(
+    a_from_b: Float[Any, "*n 4 4"], points_m: Float[Any, "*n p 3"]
+) -> Float[Any, "*n p 3"]:
+    """Points of frame b in frame a."""
+    return points_m @ a_from_b[..., :3, :3].mT + a_from_b[..., None, :3, 3]
+
+
+def transform_back(
+    a_from_b: Float[Any, "*n 4 4"], points_m: Float[Any, "*n p 3"]
+) -> Float[Any, "*n p 3"]:
+    """Points of frame a in frame b; `a_from_b` has to be a rigid motion."""
+    return (points_m - a_from_b[..., None, :3, 3]) @ a_from_b[..., :3, :3]
+
+
+def project(
+    in_camera_m: Float[Any, "*n p 3"], intrinsics: Float[Any, "*n 3 3"]
+) -> Float[Any, "*n p 2"]:
+    """Where points of the camera's frame appear in the image, in pixels; z must not be 0."""
+    return (in_camera_m @ intrinsics.mT)[..., :2] / in_camera_m[..., 2:]
+
+
+def unproject(
+    xy: Float[Any, "*n p 2"], depth_m: Float[Any, "*n p"], intrinsics: Float[Any, "*n 3 3"]
+) -> Float[Any, "*n p 3"]:
+    """Points of the camera's frame from places in the image (pixels) and z-depths."""
+    xp = intrinsics.__array_namespace__()
+    rays = xp.concat([xy, xp.ones_like(xy[..., :1])], axis=-1) @ xp.linalg.inv(intrinsics).mT
+    return depth_m[..., None] * rays
 
 
 def scale_intrinsics(

@@ -398,7 +398,7 @@ def read_all(folder: pathlib.Path) -> dict:
     from fsmde_jax import config as config_lib
     from fsmde_jax.data import prepared, teacher_cache
     from fsmde_jax.evaluate import results
-    from fsmde_jax.prepare import scenes
+    from fsmde_jax.prepare.folder import prepare
     from fsmde_jax.run.load import load_student
     from fsmde_jax.train import loop
 
@@ -414,7 +414,7 @@ def read_all(folder: pathlib.Path) -> dict:
     found["student"] = _digest(np.asarray(leaf) for leaf in leaves)
     found["results"] = results.read(run)["methods"]
     raw = data / "world_raw" / "campaign"
-    scenes.prepare("world", raw, data, (32, 64), config_name="campaign")
+    prepare("world", raw, data, (32, 64), config_name="campaign")
     for split in ("train", "val"):
         source = prepared.open_split(data, "world", "campaign", split)
         for index in range(len(source)):

@@ -16,7 +16,7 @@ from fsmde_jax.data.readers import dgp
 from fsmde_jax.errors import UserError
 from fsmde_jax.evaluate import compare, measure, results, sparsification
 from fsmde_jax.evaluate.depth_maps import Predictions
-from fsmde_jax.prepare import check_rig
+from fsmde_jax.prepare.check_rig.report import check as check_rig
 from fsmde_jax.study import report
 
 
@@ -160,8 +160,8 @@ def test_benchmark_replaces_only_its_reports(tmp_path, capsys):
 def test_pictures_of_a_rig_are_drawn_among_no_other_files(tmp_path):
     write_recording(tmp_path / "raw")
     for _ in range(2):
-        check_rig.check(dgp, tmp_path / "raw", ("val",), tmp_path / "pictures")
+        check_rig(dgp, tmp_path / "raw", ("val",), tmp_path / "pictures")
     assert len(list((tmp_path / "pictures").iterdir())) == 2
     (tmp_path / "pictures" / "mine.png").touch()
     with pytest.raises(UserError, match=r"holds mine\.png"):
-        check_rig.check(dgp, tmp_path / "raw", ("val",), tmp_path / "pictures")
+        check_rig(dgp, tmp_path / "raw", ("val",), tmp_path / "pictures")

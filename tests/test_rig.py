@@ -1,3 +1,4 @@
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -90,3 +91,22 @@ def test_mirror_swaps_left_and_right():
 def test_mirror_keeps_cameras_without_counterpart():
     poses, _ = ring([0, 55, 110], 85)
     assert rig.mirror_order(poses, np.ones(3, bool)).tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("library", [np, jnp])
+def test_projection_and_its_inverse_are_those_of_matrices(library):
+    poses, intrinsics = ring([0, 55, 180], [48, 85, 85])
+    intrinsics[:, 0, 1] = 0.3  # skew
+    poses[:, :3, 3] = [[1.5, 0.0, 1.6], [1.0, 0.5, 1.5], [-0.5, 0.1, 1.4]]
+    rng = np.random.default_rng(0)
+    xy, depth_m = rng.uniform(0, 96, (3, 5, 2)), rng.uniform(2, 50, (3, 5))
+    given = [library.asarray(part) for part in (xy, depth_m, intrinsics, poses)]
+    in_camera_m = rig.unproject(*given[:3])
+    in_vehicle_m = rig.transform(given[3], in_camera_m)
+    for i in range(3):
+        for point, place, z in zip(in_vehicle_m[i], xy[i], depth_m[i], strict=True):
+            expected = project(np.asarray(point), intrinsics[i], poses[i])
+            np.testing.assert_allclose(expected, [*place, z], rtol=1e-4)
+    again_m = rig.transform_back(given[3], in_vehicle_m)
+    np.testing.assert_allclose(again_m, in_camera_m, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(rig.project(again_m, given[2]), xy, rtol=1e-4)

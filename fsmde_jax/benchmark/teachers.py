@@ -14,8 +14,8 @@ from flax import nnx
 
 from fsmde_jax.benchmark import timing
 from fsmde_jax.config import default_config
-from fsmde_jax.models import hub_config, weights
 from fsmde_jax.models.foundation.dpt import DPT, DPTConfig
+from fsmde_jax.models.weights import hub_config, load, save
 from fsmde_jax.run import sharding
 
 MIB = 2.0**20
@@ -31,7 +31,7 @@ def _write_random(folder: pathlib.Path, config: DPTConfig) -> None:
     draw = lambda leaf: 0.02 * rng.standard_normal(leaf.shape, np.float32)  # noqa: E731
     state = jax.tree.map(draw, nnx.state(_abstract(config), nnx.Param))
     preprocessing = hub_config.default_preprocessing(config)
-    weights.save_foundation(folder, config, preprocessing, state)
+    save.save_foundation(folder, config, preprocessing, state)
 
 
 def loading(name: str) -> dict[str, Any]:
@@ -65,7 +65,7 @@ def _load(name: str, folder: str) -> tuple[int, int, float]:
     jax.block_until_ready(jax.device_put(np.zeros(1)))
     before = _memory_bytes("VmRSS")
     start = time.perf_counter()
-    jax.block_until_ready(weights.load_foundation(folder, config, state, shardings))
+    jax.block_until_ready(load.load_foundation(folder, config, state, shardings))
     seconds = time.perf_counter() - start
     # Not getrusage: its maximum is inherited from the process that started this one.
     return before, _memory_bytes("VmHWM"), seconds
@@ -91,9 +91,7 @@ def forward(name: str, image_size: tuple[int, int], repeats: int) -> dict[str, A
             model = _abstract(config, dtype)
             state = nnx.state(model, nnx.Param)
             mesh = sharding.make_mesh(default_config().mesh)
-            state = weights.load_foundation(
-                folder, config, state, sharding.fsdp_sharding(state, mesh)
-            )
+            state = load.load_foundation(folder, config, state, sharding.fsdp_sharding(state, mesh))
             runs[f"jax {jnp.dtype(dtype).name}"] = _compiled(model, state, image)
     pixels = torch.from_numpy(image.transpose(0, 3, 1, 2).copy())
 

@@ -1,14 +1,18 @@
-"""LiDAR points to image pixels, by the rules that made the public ground truth, and back out of
-prepared samples (`prepared.PreparedSplit`)."""
+"""LiDAR points: to image pixels by the rules of the public ground truth, and in prepared samples.
+
+Prepared samples are those of `prepared.PreparedSplit`.
+"""
 
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
-# The public code that makes nuScenes' truth, each by a rule of its own. Bit r of a stored point's
-# `lidar_rules` says that it wins its pixel by RULES[r]. Training learns from all that are stored;
-# evaluation takes those of its protocol (`of_rule`).
+from fsmde_jax import rig
+
+# Two public projects make nuScenes' ground truth, each by its own rule. Bit r of a stored point's
+# `lidar_rules` says that the point wins its pixel by RULES[r]. Training learns from all stored
+# points; evaluation uses those of its protocol (`of_rule`).
 RULES = ("surrounddepth", "vfdepth")
 ALL_RULES = 2 ** len(RULES) - 1
 
@@ -23,23 +27,24 @@ def project_points(
 ) -> tuple[Int[np.ndarray, "q 2"], Float[np.ndarray, "q"]]:
     """Pixels (column, row) that receive a point and their z-depth in metres, in row-major order.
 
-    Each sensor's pose is that of its own instant, all points in front of the camera (z > 0) count,
-    and the last point in the cloud's order wins a pixel, however far it is.
+    Common to all rules: each sensor has the pose of its own instant, all points in front of the
+    camera (z > 0) count, and the last point in the cloud's order wins a pixel, at any distance.
 
-    "dgp", the rule of TRI-ML's `dgp`: the pixel by truncation. That goes towards zero there
-    (`astype(int)`), so a coordinate in (-1, 0) counts as pixel 0; we follow, although `floor` would
-    leave those points outside. `dgp` drops the skew, which is 0 in DDAD; here it is used.
+    "dgp", the rule of TRI-ML's `dgp`: coordinates are truncated to pixels. They are truncated
+    towards zero (`astype(int)`), so a coordinate in (-1, 0) counts as pixel 0. This is followed
+    here, although `floor` would leave those points outside. `dgp` ignores the skew, which is 0 in
+    DDAD; here it is used.
 
-    "surrounddepth", the rule of SurroundDepth (`tools/export_gt_depth_nusc.py`): the pixel by
-    rounding (half to even), then those from 0 to width - 1 and height - 1 are inside.
+    "surrounddepth", the rule of SurroundDepth (`tools/export_gt_depth_nusc.py`): coordinates are
+    rounded (half to even); then pixels from 0 to width - 1 and height - 1 are inside.
 
     "vfdepth", the rule of VFDepth (`dataset/nuscenes_dataset.py`): coordinates from 0 to width - 1
-    and height - 1 are inside, then rounded. Its pixels are some of SurroundDepth's.
+    and height - 1 are inside; then they are rounded. Its pixels are a subset of SurroundDepth's.
 
-    nuscenes-devkit's z > 1 m and margin of a pixel belong to its drawing function
-    (`map_pointcloud_to_image`); neither of the two uses it. SurroundDepth computes in single
-    precision, which moved one point of 22,134 of a real key frame to the next pixel; here it is
-    double, as in VFDepth, of whose points none moved.
+    nuscenes-devkit keeps only z > 1 m and a margin of one pixel, but only in its drawing function
+    (`map_pointcloud_to_image`), which neither of the two uses. SurroundDepth computes in single
+    precision. On a real key frame that moved one point of 22,134 to the next pixel. Here it is
+    double precision as in VFDepth, and none of VFDepth's points moved.
 
     Args:
         points_m: the cloud in the LiDAR's frame.
@@ -58,9 +63,9 @@ def project_for_rules(
     intrinsics: Float[np.ndarray, "3 3"],
     size: tuple[int, int],
 ) -> tuple[Int[np.ndarray, "q 2"], Float[np.ndarray, "q"], UInt8[np.ndarray, "q"]]:
-    """What `project_points` gives by each of `RULES`, together: pixels, depths and their bits.
+    """The points of `project_points` by any of `RULES`: pixels, depths and the rules' bits.
 
-    In row-major order; a pixel that two rules give to different points is there twice.
+    In row-major order. A pixel that two rules give to different points comes twice.
     """
     xy, depth_m = _onto_image(points_m, world_from_lidar, world_from_camera, intrinsics)
     bits = np.zeros(len(xy), np.uint8)
@@ -81,11 +86,11 @@ def _onto_image(
     intrinsics: Float[np.ndarray, "3 3"],
 ) -> tuple[Float[np.ndarray, "q 2"], Float[np.ndarray, "q"]]:
     """Image coordinates and depths of the points in front of the camera, in the cloud's order."""
-    in_camera_m = _inverse_transform(world_from_camera, _transform(world_from_lidar, points_m))
+    in_world_m = rig.transform(world_from_lidar, points_m)
+    in_camera_m = rig.transform_back(world_from_camera, in_world_m)
     in_camera_m = in_camera_m[in_camera_m[:, 2] > 0]
-    depth_m = in_camera_m[:, 2]
     with np.errstate(over="ignore"):  # points next to the camera's plane leave every image
-        return (in_camera_m @ intrinsics.T)[:, :2] / depth_m[:, None], depth_m
+        return rig.project(in_camera_m, intrinsics), in_camera_m[:, 2]
 
 
 def _winners(
@@ -103,22 +108,10 @@ def _winners(
     return inside[winner], uv[winner]
 
 
-def _transform(
-    a_from_b: Float[np.ndarray, "4 4"], points_m: Float[np.ndarray, "p 3"]
-) -> Float[np.ndarray, "p 3"]:
-    return points_m @ a_from_b[:3, :3].T + a_from_b[:3, 3]
-
-
-def _inverse_transform(
-    a_from_b: Float[np.ndarray, "4 4"], points_m: Float[np.ndarray, "p 3"]
-) -> Float[np.ndarray, "p 3"]:
-    return (points_m - a_from_b[:3, 3]) @ a_from_b[:3, :3]
-
-
 def of_rule(sample: dict[str, Any], rule: str) -> dict[str, Any]:
-    """A prepared sample with the LiDAR points of one of `RULES` alone.
+    """A prepared sample with only the LiDAR points of one of `RULES`.
 
-    Points that were projected by DGP's rule are of every rule: there nothing changes.
+    Points that were projected by DGP's rule belong to every rule, so nothing changes there.
     """
     return keep_points(sample, (sample["lidar_rules"] >> RULES.index(rule) & 1).astype(bool))
 
@@ -130,7 +123,7 @@ def slices_of(sample: dict[str, Any]) -> list[slice]:
 
 
 def keep_points(sample: dict[str, Any], kept: Bool[np.ndarray, "p"]) -> dict[str, Any]:
-    """The sample with the `kept` ones of its points alone."""
+    """The sample with only the `kept` ones of its points."""
     counts = np.array([kept[points].sum() for points in slices_of(sample)])
     fields = {name for name in sample if name.startswith("lidar_")} - {"lidar_counts"}
     out = {**sample, **{name: sample[name][kept] for name in fields}}

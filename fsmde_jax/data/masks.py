@@ -1,7 +1,7 @@
-"""Self-occlusion masks: where a camera sees its own car, whose depth is nobody's question.
+"""Self-occlusion masks: pixels of the ego vehicle, which are excluded from evaluation.
 
-From files (`Masks.read`), or found in the recording itself (`Masks.estimate`): pixels that never
-change while the car drives and hardly get a LiDAR return.
+They come from files (`Masks.read`) or are found in the recording itself (`Masks.estimate`): pixels
+that never change while the car drives and hardly get a LiDAR return.
 """
 
 import json

@@ -92,7 +92,8 @@ def train_batches(
         .slice(slice(jax.process_index(), None, jax.process_count()))
         .batch(
             _per_process(config.batch_size, "config.data.batch_size", sharding),
-            drop_remainder=True,  # there is none; but an endless length plus one overflows
+            # An endless dataset has no remainder; without this Grain's length overflows.
+            drop_remainder=True,
         )
         .slice(slice(first_step, None))
     )

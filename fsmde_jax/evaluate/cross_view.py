@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from fsmde_jax import rig
 from fsmde_jax.evaluate.metrics import masked_median
 from fsmde_jax.precision import full_precision
 
@@ -61,20 +62,19 @@ def overlap_disagreement(
     intrinsics = intrinsics * scale[:, None]
     step = max(1, width // GRID_COLUMNS)
     y, x = jnp.mgrid[step // 2 : height : step, step // 2 : width : step]
-    pixels = jnp.stack([x + 0.5, y + 0.5, jnp.ones_like(x, jnp.float32)], axis=-1).reshape(-1, 3)
+    centres = jnp.stack([x, y], axis=-1).reshape(-1, 2) + 0.5
 
     # Both ways of every pair: camera n sees its neighbour, then the neighbour sees camera n.
     def of_rig(depth, k, pose, following, mask):
         cameras = jnp.arange(len(following))
         one, other = jnp.concatenate([cameras, following]), jnp.concatenate([following, cameras])
-        grid = depth[:, step // 2 :: step, step // 2 :: step].reshape(len(cameras), -1, 1) * (
-            pixels @ jnp.linalg.inv(k).transpose(0, 2, 1)
-        )
-        in_vehicle = grid @ pose[:, :3, :3].transpose(0, 2, 1) + pose[:, None, :3, 3]
-        in_other = (in_vehicle[one] - pose[other][:, None, :3, 3]) @ pose[other][:, :3, :3]
+        grid = depth[:, step // 2 :: step, step // 2 :: step].reshape(len(cameras), -1)
+        xy = jnp.broadcast_to(centres, (*grid.shape, 2))
+        in_vehicle = rig.transform(pose, rig.unproject(xy, grid, k))
+        in_other = rig.transform_back(pose[other], in_vehicle[one])
         z = in_other[..., 2]
         ahead = z > 0.1
-        seen = (in_other @ k[other].transpose(0, 2, 1))[..., :2] / jnp.where(ahead, z, 1)[..., None]
+        seen = rig.project(jnp.where(ahead[..., None], in_other, 1.0), k[other])
         place = jnp.floor(jnp.clip(seen, -1.0, 1e6)).astype(jnp.int32)
         column, row = place[..., 0], place[..., 1]
         inside = ahead & (column >= 0) & (column < width) & (row >= 0) & (row < height)

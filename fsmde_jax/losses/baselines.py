@@ -20,9 +20,9 @@ def response_loss(
     """Scale-invariant log error between the teacher's depth and the student's, camera by camera.
 
     The standard deviation over an image's valid pixels of log student - log teacher: the error of
-    Eigen et al. (arXiv 1406.2283) with lambda = 1, its root taken as in `depth.silog`. A relative
-    teacher's scale differs from image to image, so none is taught, by a metric one neither: the
-    metres stay with the LiDAR. CKD's structure term asks the same of the crossed depth.
+    Eigen et al. (arXiv 1406.2283) with lambda = 1, with its root as in `depth.silog`. A relative
+    teacher's scale differs from image to image, so no scale is distilled, not even from a metric
+    teacher: LiDAR alone teaches metres. CKD's structure term compares the crossed depth likewise.
     """
     error = jnp.log(student_depth_m) - jax.lax.stop_gradient(teacher_log_depth)
     valid = jnp.broadcast_to(valid, error.shape)

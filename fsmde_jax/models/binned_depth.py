@@ -69,7 +69,7 @@ def depth_of_bins(
 
 @jax.custom_vjp
 def _in_strips(logits, centers_m, features, weights):
-    """Not differentiated it reads the logits, which are there for the confidence anyway."""
+    """Without a gradient the logits are used directly; confidence needs them in any case."""
     del features, weights
     return expected_depth(jax.nn.softmax(logits), centers_m)
 

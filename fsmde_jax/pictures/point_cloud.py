@@ -9,6 +9,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
+from fsmde_jax import rig
+
 MAX_SLOPE = 8.0  # tan 83°: a wall six metres aside, seen until 48 metres ahead
 
 
@@ -18,18 +20,6 @@ class PointCloud(NamedTuple):
     points_m: Float[np.ndarray, "p 3"]
     colours: UInt8[np.ndarray, "p 3"]
     camera: Int[np.ndarray, "p"]  # place of the camera that saw it
-
-
-def unproject(
-    xy: Float[np.ndarray, "*p 2"],
-    depth_m: Float[np.ndarray, "*p"],
-    intrinsics: Float[np.ndarray, "3 3"],
-    vehicle_from_camera: Float[np.ndarray, "4 4"],
-) -> Float[np.ndarray, "*p 3"]:
-    """Where places in an image (pixels) lie, given their z-depths."""
-    rays = np.concatenate([xy, np.ones_like(xy[..., :1])], axis=-1) @ np.linalg.inv(intrinsics).T
-    in_camera_m = rays * depth_m[..., None]
-    return in_camera_m @ vehicle_from_camera[:3, :3].T + vehicle_from_camera[:3, 3]
 
 
 def fuse(
@@ -47,13 +37,10 @@ def fuse(
     y, x = np.mgrid[:height, :width]
     centres = np.stack([x, y], axis=-1) + np.float32(0.5)
     points_m = [
-        unproject(
-            centres[usable[i]],
-            depth_m[i][usable[i]],
-            sample["intrinsics"][i],
-            sample["vehicle_from_camera"][i],
+        rig.transform(pose, rig.unproject(centres[seen], z[seen], k))
+        for z, seen, k, pose in zip(
+            depth_m, usable, sample["intrinsics"], sample["vehicle_from_camera"], strict=True
         )
-        for i in range(n)
     ]
     camera = np.repeat(np.arange(n), usable.sum(axis=(1, 2)))
     return PointCloud(np.concatenate(points_m).astype(np.float32), sample["image"][usable], camera)
@@ -79,7 +66,7 @@ def of_lidar(sample: dict[str, np.ndarray]) -> Float[np.ndarray, "p 3"]:
         strict=True,
     )  # fmt: skip
     return np.concatenate(
-        [unproject(xy[z > 0], z[z > 0], k, pose) for xy, z, k, pose in rows]
+        [rig.transform(pose, rig.unproject(xy[z > 0], z[z > 0], k)) for xy, z, k, pose in rows]
     ).astype(np.float32)
 
 

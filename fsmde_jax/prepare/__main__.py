@@ -19,7 +19,7 @@ from absl import app, flags
 
 from fsmde_jax import cli
 from fsmde_jax.data import prepared
-from fsmde_jax.prepare import scenes
+from fsmde_jax.prepare import folder, scenes
 
 
 def _define_flags() -> None:
@@ -59,15 +59,15 @@ def _run(values: flags.FlagValues, image_size: tuple[int, int]) -> int:
         from fsmde_jax.prepare import check  # slow to import
 
         return check.check(values.dataset, source, data_dir, tuple(values.splits))
-    name = values.config_name or scenes.default_config_name(
+    name = values.config_name or folder.default_config_name(
         image_size, values.image_format, values.dense_depth
     )
     if values.verify:
         final = prepared.version_dir(data_dir, values.dataset, name)
-        num_files, problems = scenes.verify(final)
+        num_files, problems = folder.verify(final)
         print("\n".join(problems) or f"{final}: all {num_files} files are whole")
         return 1 if problems else 0
-    summary = scenes.prepare(
+    summary = folder.prepare(
         dataset=values.dataset,
         source=source,
         data_dir=data_dir,

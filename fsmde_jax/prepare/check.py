@@ -2,13 +2,14 @@
 
 from pathlib import Path
 
-from fsmde_jax.prepare import check_rig, scenes
+from fsmde_jax.prepare import scenes
+from fsmde_jax.prepare.check_rig import report
 
-_MARK = ".made_by_check"  # in the folder of pictures: they are ours to draw again
+_MARK = ".made_by_check"  # in the folder of pictures: only then are they drawn again
 
 
 def check(dataset: str, source: Path, data_dir: Path, splits: tuple[str, ...]) -> int:
-    """Prints what looks wrong with a recording and draws it; 1 if anything does."""
+    """Prints what looks wrong with a recording and draws its rig; returns 1 if anything does."""
     scenes.find_source(dataset, source)
     pictures = data_dir / f"{dataset}_check"
     mark = pictures / _MARK
@@ -18,6 +19,6 @@ def check(dataset: str, source: Path, data_dir: Path, splits: tuple[str, ...]) -
         )
     pictures.mkdir(parents=True, exist_ok=True)
     mark.touch()
-    faults = check_rig.check(scenes.READERS[dataset], source, splits, pictures)
+    faults = report.check(scenes.READERS[dataset], source, splits, pictures)
     print(faults or f"{source}: nothing looks wrong", f"Pictures: {pictures}", sep="\n")
     return 1 if faults else 0

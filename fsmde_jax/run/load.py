@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from fsmde_jax.config import CONFIG_FILE, ConfigError, load_config
 from fsmde_jax.errors import UserError
-from fsmde_jax.models import weights
+from fsmde_jax.models.weights import load, save
 from fsmde_jax.run import checkpoints, identity, sharding
 from fsmde_jax.run.state import Model
 from fsmde_jax.tasks import build_student, foundation, make_task, teacher_head
@@ -99,7 +99,7 @@ def load_foundation(config: ConfigDict, mesh: Mesh) -> nnx.State:
     model = nnx.eval_shape(lambda: architecture.build(rngs=nnx.Rngs(0)))
     state = nnx.state(model, nnx.Param)
     shardings = sharding.fsdp_sharding(state, mesh)
-    return weights.load_foundation(source, architecture, state, shardings)
+    return load.load_foundation(source, architecture, state, shardings)
 
 
 def save_foundation(config: ConfigDict, params: nnx.State, folder: pathlib.Path) -> None:
@@ -107,7 +107,7 @@ def save_foundation(config: ConfigDict, params: nnx.State, folder: pathlib.Path)
 
     In half precision: half the size, rounded by at most 5e-4 of each weight.
     """
-    weights.save_foundation(folder, *foundation.architecture(config), params, dtype=np.float16)
+    save.save_foundation(folder, *foundation.architecture(config), params, dtype=np.float16)
 
 
 def with_pretrained_neck(config: ConfigDict, params: nnx.State, mesh: Mesh) -> nnx.State:

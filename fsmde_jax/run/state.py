@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from fsmde_jax.models import weights
+from fsmde_jax.models.weights import load
 from fsmde_jax.tasks import Task
 
 
@@ -74,9 +74,9 @@ class Model:
         return _run_once(lambda: self._split(self._build())[:2])
 
     def init_from_encoder(self, encoder_weights: str) -> tuple[nnx.State, nnx.State]:
-        """A fresh student around a pretrained encoder (`weights.load_encoder`)."""
+        """A fresh student around a pretrained encoder (`models.weights.load.load_encoder`)."""
         model = self.merge(*self.init(), self.frozen, train=True)
-        weights.load_encoder(encoder_weights, model.encoder)
+        load.load_encoder(encoder_weights, model.encoder)
         return self._split(model)[:2]
 
     def init_frozen(self) -> tuple[nnx.State, Any]:

@@ -1,6 +1,6 @@
-"""What distillation reads of a teacher, as it is stored: for a config, its content and its cache.
+"""The contents of a teacher-cache entry, and the cache that a config names.
 
-`cache_teacher.py` makes the cache, `data/teacher_cache.py` is its format.
+`cache_teacher/fill.py` makes the cache, `data/teacher_cache.py` is its format.
 """
 
 import functools

@@ -9,10 +9,10 @@ from ml_collections import ConfigDict
 
 from fsmde_jax.config import ConfigError
 from fsmde_jax.losses.depth import affine_invariant_loss, scale_invariant_loss
-from fsmde_jax.models import hub_config, weights
 from fsmde_jax.models.foundation.dpt import DPTConfig
 from fsmde_jax.models.foundation.mini import MiniConfig
 from fsmde_jax.models.foundation.preprocess import Preprocessing
+from fsmde_jax.models.weights import hub_config, load
 from fsmde_jax.tasks.task import Task
 
 # Architectures by name: those of published checkpoints, and small ones to train here.
@@ -97,7 +97,7 @@ def architecture(config: ConfigDict) -> tuple[DPTConfig | MiniConfig, Preprocess
         found = FOUNDATION_SIZES[size]
         preprocessing = hub_config.default_preprocessing(found)
     else:
-        found, preprocessing = weights.read_foundation_config(source)
+        found, preprocessing = load.read_foundation_config(source)
         if size and found != FOUNDATION_SIZES[size]:
             raise ConfigError(
                 f"config.teacher.{key}={source!r} is {found}, but config.teacher.size={size!r} "

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from fsmde_jax.config import ConfigError
 from fsmde_jax.data import batch as batch_schema
 from fsmde_jax.data import pipeline
-from fsmde_jax.models import hub_config
+from fsmde_jax.models.weights import hub_config
 from fsmde_jax.run import sharding, teacher_outputs
 from fsmde_jax.run.state import Model, count_parameters, init_state
 from fsmde_jax.tasks import Task, make_task

@@ -9,7 +9,7 @@ from PIL import Image
 
 from fsmde_jax.data import prepared
 from fsmde_jax.data.masks import MIN_SAMPLES, SQUARE_PX, MaskError, Masks
-from fsmde_jax.prepare import scenes
+from fsmde_jax.prepare import folder
 
 HEIGHT, WIDTH = 40, 60
 OWN_CAR = np.zeros((HEIGHT, WIDTH), bool)
@@ -112,7 +112,7 @@ def test_missing_and_useless_masks_are_named(tmp_path):
 
 
 def test_real_masks_on_the_real_scene(shared_dir, tmp_path):
-    scenes.prepare("ddad", shared_dir / "real" / "dgp", tmp_path, (96, 160))
+    folder.prepare("ddad", shared_dir / "real" / "dgp", tmp_path, (96, 160))
     source = prepared.open_split(tmp_path, "ddad", "96x160", "val")
     masks = Masks.read(shared_dir / "real" / "ego_masks" / "ddad" / "0", source)
     sample = source[0]

@@ -27,7 +27,7 @@ from fsmde_jax.data import lidar, pipeline, prepared
 from fsmde_jax.data.readers import dgp
 from fsmde_jax.evaluate import measure, metrics, protocols, scoring
 from fsmde_jax.evaluate.depth_maps import Predictions
-from fsmde_jax.prepare import scenes
+from fsmde_jax.prepare.folder import prepare
 from fsmde_jax.run import sharding
 from fsmde_jax.tasks import make_task
 
@@ -46,7 +46,7 @@ def folder(tmp_path_factory):
         protocol_inputs.write(dataset, root / "raw" / dataset)
         protocol_inputs.write_masks(root / "masks" / dataset, dataset)
         raw = root / "raw" / dataset
-        scenes.prepare(dataset, raw, root / "data", protocol_inputs.NETWORK, num_workers=1)
+        prepare(dataset, raw, root / "data", protocol_inputs.NETWORK, num_workers=1)
     return root
 
 
@@ -212,7 +212,7 @@ def test_batches_and_devices_change_nothing(ddad, protocol):
 def test_real_samples(shared_dir, tmp_path_factory, protocol):
     root = tmp_path_factory.getbasetemp() / "real_protocols"
     if not root.exists():
-        scenes.prepare("ddad", shared_dir / "real" / "dgp", root, (96, 160))
+        prepare("ddad", shared_dir / "real" / "dgp", root, (96, 160))
     config = config_of(root, "ddad", "96x160")
     config.data.eval_batch_size = 2
     config.evaluation.protocol = protocol

@@ -22,7 +22,7 @@ from fsmde_jax.evaluate.depth_maps import Predictions
 from fsmde_jax.pictures import point_cloud
 from fsmde_jax.pictures.ring import depth_colours, draw_ring
 from fsmde_jax.predict import inputs, photos, writer
-from fsmde_jax.prepare import scenes
+from fsmde_jax.prepare.folder import prepare
 from fsmde_jax.train import loop
 
 REPOSITORY = Path(__file__).parents[2]
@@ -135,7 +135,7 @@ def test_smear_is_found_between_two_walls_and_not_on_the_road():
 
 
 def test_a_raw_recording_is_predicted_as_its_prepared_dataset_is(workdir, root, tmp_path):
-    done = scenes.prepare("ddad", root / "raw", tmp_path, (32, 64), splits=("val",))
+    done = prepare("ddad", root / "raw", tmp_path, (32, 64), splits=("val",))
     for name, what in (("raw", root / "raw"), ("a", done.directory), ("b", done.directory.parent)):
         writer.predict(workdir, tmp_path / name, what, saves=("depth",))
     found = [path.relative_to(tmp_path / "raw") for path in (tmp_path / "raw").rglob("*.png")]

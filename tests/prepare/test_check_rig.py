@@ -9,8 +9,9 @@ import rig_faults
 from PIL import Image
 
 from fsmde_jax.data.readers import dgp, nuscenes, rig_folder
-from fsmde_jax.prepare import check_rig, scenes
 from fsmde_jax.prepare.check import check as check_recording
+from fsmde_jax.prepare.check_rig.report import check as check_rig
+from fsmde_jax.prepare.scenes import PrepareError
 
 REPOSITORY = Path(__file__).parents[2]
 SPLITS = ("train", "val")
@@ -23,7 +24,7 @@ def sound(tmp_path_factory):
 
 @pytest.fixture
 def no_pictures(monkeypatch):
-    monkeypatch.setattr(check_rig, "_draw", lambda frame, out: None)
+    monkeypatch.setattr("fsmde_jax.prepare.check_rig.report._draw", lambda frame, out: None)
 
 
 @pytest.fixture
@@ -32,7 +33,7 @@ def copy(sound, tmp_path):
 
 
 def check(root, out, reader=rig_folder, splits=SPLITS):
-    return check_rig.check(reader, root, splits, out)
+    return check_rig(reader, root, splits, out)
 
 
 def subjects(report):
@@ -108,5 +109,5 @@ def test_the_command_prints_what_it_found_and_fails(copy, tmp_path):
 def test_a_sound_rig_ends_well_and_an_absent_one_is_named(sound, tmp_path, capsys, no_pictures):
     assert check_recording("rig", sound, tmp_path, SPLITS) == 0
     assert "nothing looks wrong" in capsys.readouterr().out
-    with pytest.raises(scenes.PrepareError, match=r"no rig\.json"):
+    with pytest.raises(PrepareError, match=r"no rig\.json"):
         check_recording("rig", tmp_path / "nowhere", tmp_path, SPLITS)

@@ -26,9 +26,9 @@ from fsmde_jax.data.prepared import PreparedSplit
 from fsmde_jax.data.readers import dgp, recording
 from fsmde_jax.data.readers.recording import RecordingError
 from fsmde_jax.errors import UserError
-from fsmde_jax.prepare import check
-from fsmde_jax.prepare import scenes as prepare_module
-from fsmde_jax.prepare.scenes import PrepareError, prepare
+from fsmde_jax.prepare import check, scenes
+from fsmde_jax.prepare.folder import Summary, prepare, verify
+from fsmde_jax.prepare.scenes import PrepareError
 
 SIZE = (15, 24)
 NATIVE = (HEIGHT, WIDTH)
@@ -285,7 +285,7 @@ def test_optional_fields_come_back_as_they_were_stored(raw, out, monkeypatch):
         config = base.RigConfig(**dict(options), optional=stored)
         return ddad.Builder(config=config, data_dir=os.devnull)
 
-    monkeypatch.setattr(prepare_module, "make_builder", make_builder)
+    monkeypatch.setattr(scenes, "make_builder", make_builder)
     monkeypatch.setattr(
         ddad.Builder,
         "example",
@@ -354,7 +354,7 @@ def test_neighbours_of_a_skipped_sample_are_not_linked(raw, out):
 
 
 def test_long_lists_of_skipped_samples_are_cut_in_the_table(out):
-    summary = prepare_module.Summary(
+    summary = Summary(
         out,
         {"train": 1},
         {"train": 1},
@@ -416,7 +416,7 @@ def identity(path):
 
 
 def interrupt_after(monkeypatch, num_scenes):
-    write_scene, made = prepare_module.write_scene, []
+    write_scene, made = scenes.write_scene, []
 
     def stop_later(task, tick):
         if len(made) == num_scenes:
@@ -424,7 +424,7 @@ def interrupt_after(monkeypatch, num_scenes):
         made.append(task.scene_id)
         return write_scene(task, tick)
 
-    monkeypatch.setattr(prepare_module, "write_scene", stop_later)
+    monkeypatch.setattr(scenes, "write_scene", stop_later)
     return made
 
 
@@ -536,7 +536,7 @@ def test_a_finished_dataset_is_left_alone_if_it_is_the_same(raw, out, tmp_path):
 
 
 def test_two_processes_do_not_work_on_one_folder(raw, out, monkeypatch):
-    write_scene, refused = prepare_module.write_scene, []
+    write_scene, refused = scenes.write_scene, []
 
     def run_another(task, tick):
         if not refused:
@@ -545,7 +545,7 @@ def test_two_processes_do_not_work_on_one_folder(raw, out, monkeypatch):
                 run(raw, out)
         return write_scene(task, tick)
 
-    monkeypatch.setattr(prepare_module, "write_scene", run_another)
+    monkeypatch.setattr(scenes, "write_scene", run_another)
     assert run(raw, out).samples["train"] == 6
     assert not list(out.rglob("*lock"))
 
@@ -632,7 +632,7 @@ def test_a_damaged_record_is_one_line_and_a_damaged_report_makes_its_scene_again
 
 def test_verify_finds_what_only_the_bytes_tell(raw, out):
     directory = run(raw, out).directory
-    assert prepare_module.verify(directory) == (5, [])
+    assert verify(directory) == (5, [])
     shard = directory / "ddad-val.array_record-00000-of-00001"
     flip_a_bit(shard)
     done = command(raw, out, "--verify")
@@ -679,7 +679,7 @@ def test_a_finished_dataset_stays_usable_when_its_recording_is_gone(raw, out):
 
 def test_pictures_of_a_check_go_into_no_folder_of_the_users(raw, out, monkeypatch):
     drawing = types.SimpleNamespace(check=lambda *a: (a[-1] / "a.png").touch())
-    monkeypatch.setattr(check, "check_rig", drawing)
+    monkeypatch.setattr(check, "report", drawing)
     mine = out / "ddad_check" / "000000_lidar.png"
     mine.parent.mkdir(parents=True)
     mine.write_text("mine")
@@ -745,10 +745,10 @@ def test_the_command_prints_a_summary_and_needs_no_tensorflow(raw, out):
         assert word in stdout
     assert "9/9" in stderr and "sample/s" in stderr
     check = (
-        "import sys; from pathlib import Path; from fsmde_jax.prepare import scenes;"
+        "import sys; from pathlib import Path; from fsmde_jax.prepare import folder;"
         "from fsmde_jax.data import prepared;"
         f"raw, out = Path({str(raw)!r}), Path({str(out)!r});"
-        "scenes.prepare('ddad', raw, out / 'b', (15, 24));"
+        "folder.prepare('ddad', raw, out / 'b', (15, 24));"
         "len(prepared.open_split(out, 'ddad', '15x24', 'val')[0]);"
         "print({'tensorflow', 'torch', 'cv2', 'jax'} & set(sys.modules))"
     )

@@ -15,8 +15,9 @@ from dpt_cases import random_image, stage_errors
 from flax import nnx
 
 from fsmde_jax.models.foundation.dpt import DPT, DPTConfig
-from fsmde_jax.models.hub_config import PUBLISHED, foundation_config
-from fsmde_jax.models.weights import load_state_dict_into, table_of
+from fsmde_jax.models.weights.hub_config import PUBLISHED, foundation_config
+from fsmde_jax.models.weights.load import load_state_dict_into
+from fsmde_jax.models.weights.tables import table_of
 
 STAGES = ("embed", "encode", "reassemble", "fuse", "head")
 

@@ -13,7 +13,8 @@ from fsmde_jax.config import ConfigError
 from fsmde_jax.errors import UserError
 from fsmde_jax.evaluate import measure
 from fsmde_jax.models.foundation.mini import MiniConfig
-from fsmde_jax.models.weights import SHIPPED, WeightsError, read_foundation_config
+from fsmde_jax.models.weights.files import SHIPPED, WeightsError
+from fsmde_jax.models.weights.load import read_foundation_config
 from fsmde_jax.run import checkpoints, sharding
 from fsmde_jax.run.load import load_foundation, load_student, load_trained, place_model
 from fsmde_jax.run.state import Model, TrainState

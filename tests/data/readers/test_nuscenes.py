@@ -20,12 +20,12 @@ from scipy.spatial.transform import Rotation
 
 from fsmde_jax.config import default_config
 from fsmde_jax.data import lidar, pipeline, prepared
-from fsmde_jax.data.readers import dgp, nuscenes, recording
+from fsmde_jax.data.readers import dgp, nuscenes, nuscenes_tables, recording
 from fsmde_jax.data.readers.recording import RecordingError
 from fsmde_jax.errors import UserError
 from fsmde_jax.evaluate import measure
-from fsmde_jax.prepare import scenes as prepare_module
-from fsmde_jax.prepare.scenes import PrepareError, prepare
+from fsmde_jax.prepare.folder import prepare
+from fsmde_jax.prepare.scenes import PrepareError
 from fsmde_jax.run import sharding
 from fsmde_jax.world import WorldConfig, write_world
 from fsmde_jax.world.nuscenes_layout import CHANNELS, VERSION, write_nuscenes
@@ -504,7 +504,7 @@ def test_other_sensors_and_tables_are_not_asked_for(raw, out):
 
 def test_large_tables_are_read_in_pieces(raw, tmp_path, monkeypatch):
     whole = [scene.sample(1) for scene in open_scenes(raw, tmp_path / "a")]
-    monkeypatch.setattr(nuscenes, "_CHUNK", 900)  # a row has up to 700 characters
+    monkeypatch.setattr(nuscenes_tables, "_CHUNK", 900)  # a row has up to 700 characters
     pieces = [scene.sample(1) for scene in open_scenes(raw, tmp_path / "b")]
     for a, b in zip(whole, pieces, strict=True):
         for left, right in zip(a.cameras, b.cameras, strict=True):
@@ -514,7 +514,7 @@ def test_large_tables_are_read_in_pieces(raw, tmp_path, monkeypatch):
 
 def test_a_plan_of_other_tables_is_not_used(raw, out, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(prepare_module, "write_scene", interrupt)
+        patch.setattr("fsmde_jax.prepare.scenes.write_scene", interrupt)
         with pytest.raises(KeyboardInterrupt):
             run(raw, out)
     assert list(out.rglob("plan/plan.json"))

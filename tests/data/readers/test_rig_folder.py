@@ -13,7 +13,8 @@ from fsmde_jax.config import ConfigError, default_config
 from fsmde_jax.data import pipeline, prepared
 from fsmde_jax.data.readers import dgp, recording, rig_folder
 from fsmde_jax.data.readers.recording import Lidar, RecordingError
-from fsmde_jax.prepare.scenes import PrepareError, prepare
+from fsmde_jax.prepare.folder import prepare
+from fsmde_jax.prepare.scenes import PrepareError
 from fsmde_jax.run import sharding
 from fsmde_jax.world import WorldConfig, rig_layout, write_world
 

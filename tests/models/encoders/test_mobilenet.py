@@ -11,7 +11,8 @@ from safetensors import safe_open
 
 from fsmde_jax.models.encoders import mobilenet
 from fsmde_jax.models.student import ENCODERS, Student, StudentConfig
-from fsmde_jax.models.weights import encoder_table, load_encoder, load_state_dict_into
+from fsmde_jax.models.weights.load import load_encoder, load_state_dict_into
+from fsmde_jax.models.weights.tables import encoder_table
 
 ENDS = {"mobilenetv2": (0, 2, 5, 12, 16), "efficientnet_lite0": (0, 2, 4, 10, 15)}
 

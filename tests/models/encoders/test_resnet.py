@@ -9,7 +9,8 @@ from flax import nnx
 
 from fsmde_jax.models.encoders import resnet
 from fsmde_jax.models.layers.pooling import max_pool_3x3
-from fsmde_jax.models.weights import RESNET_TABLE, load_state_dict_into
+from fsmde_jax.models.weights.load import load_state_dict_into
+from fsmde_jax.models.weights.tables import RESNET_TABLE
 
 SIZES = {
     "resnet18": (64, [64, 128, 256, 512], [2, 2, 2, 2]),

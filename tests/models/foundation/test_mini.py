@@ -9,9 +9,10 @@ import pytest
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
-from fsmde_jax.models import weights
 from fsmde_jax.models.foundation import mini
-from fsmde_jax.models.hub_config import default_preprocessing, foundation_config, to_json
+from fsmde_jax.models.weights import load, save
+from fsmde_jax.models.weights.files import WeightsError
+from fsmde_jax.models.weights.hub_config import default_preprocessing, foundation_config, to_json
 
 SMALL = mini.MiniConfig((16, 24), (8, 16, 16), (1, 2), (16, 8))
 
@@ -59,17 +60,17 @@ def test_its_config_is_read_back():
 
 def test_a_checkpoint_comes_back_whole_and_a_missing_key_is_named(model, tmp_path):
     state = nnx.state(model, nnx.Param)
-    weights.save_foundation(tmp_path, SMALL, default_preprocessing(SMALL), state)
-    config, preprocessing = weights.read_foundation_config(tmp_path)
+    save.save_foundation(tmp_path, SMALL, default_preprocessing(SMALL), state)
+    config, preprocessing = load.read_foundation_config(tmp_path)
     assert (config, preprocessing) == (SMALL, default_preprocessing(SMALL))
     place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     shardings = jax.tree.map(lambda _: place, state)
-    loaded = weights.load_foundation(tmp_path, config, state, shardings)
+    loaded = load.load_foundation(tmp_path, config, state, shardings)
     jax.tree.map(np.testing.assert_array_equal, loaded, state)
 
     tensors = load_file(tmp_path / "model.safetensors")
     del tensors["stem.conv.kernel"]
     save_file(tensors, tmp_path / "model.safetensors")
     (tmp_path / "model.safetensors.sha256").unlink()
-    with pytest.raises(weights.WeightsError, match=r"stem\.conv\.kernel: no key fills it"):
-        weights.load_foundation(tmp_path, config, state, shardings)
+    with pytest.raises(WeightsError, match=r"stem\.conv\.kernel: no key fills it"):
+        load.load_foundation(tmp_path, config, state, shardings)

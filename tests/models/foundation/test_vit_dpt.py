@@ -13,9 +13,10 @@ from flax import nnx
 
 from fsmde_jax.models.foundation.dpt import DPT, DPTConfig
 from fsmde_jax.models.foundation.vit import attend
-from fsmde_jax.models.hub_config import PUBLISHED, foundation_config, to_json
 from fsmde_jax.models.layers.resize import resize_bicubic, resize_bilinear
-from fsmde_jax.models.weights import load_state_dict_into, table_of
+from fsmde_jax.models.weights.hub_config import PUBLISHED, foundation_config, to_json
+from fsmde_jax.models.weights.load import load_state_dict_into
+from fsmde_jax.models.weights.tables import table_of
 
 # Largest error over the largest reference value; what float32 leaves, with a factor to spare.
 TOLERANCES = {"embed": 1e-5, "encode": 1e-5, "reassemble": 1e-5, "fuse": 2e-5, "head": 5e-5}

@@ -1,4 +1,4 @@
-"""What the JSON files beside a checkpoint of the Hugging Face hub say of its architecture."""
+"""Architectures in JSON: config.json of the Hugging Face hub to our configs, and back."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -37,7 +37,7 @@ PUBLISHED = {
     },
 }
 
-# Of config.json; transformers knows no such model.
+# A model_type of our own; transformers does not know it.
 _MINI = "fsmde_jax_mini"
 
 # Hugging Face's field names -> ours, where they differ.
@@ -87,7 +87,7 @@ def foundation_config(values: Mapping[str, Any]) -> DPTConfig | MiniConfig:
 
 
 def default_preprocessing(config: DPTConfig | MiniConfig) -> Preprocessing:
-    """The image processor that checkpoints of this family have, for those without its file."""
+    """The image processor of this family, for checkpoints that come without its file."""
     if isinstance(config, MiniConfig) or not config.normalise_layers:
         return Preprocessing(size=config.image_size)
     return Preprocessing(
@@ -131,13 +131,13 @@ def _mini(values: Mapping[str, Any]) -> MiniConfig:
 def to_json(config: DPTConfig | MiniConfig) -> dict[str, Any]:
     """The config.json of an architecture; `foundation_config` reads it back.
 
-    So does transformers where the architecture is one of its own.
+    transformers reads it, too, if it has the architecture.
     """
     if isinstance(config, MiniConfig):
         return {"model_type": _MINI, **dataclasses.asdict(config)}
     value_of = lambda name: getattr(config, _RENAMED.get(name, name))  # noqa: E731
     vit, neck = ({n: value_of(n) for n in names} for names in (_VIT_FIELDS, _NECK_FIELDS))
-    # torch takes a whole factor for a kernel's size.
+    # torch uses a factor as a kernel's size, so whole ones must be int.
     factors = [int(factor) if factor >= 1 else factor for factor in config.reassemble_factors]
     if config.normalise_layers:
         layers = [index + 1 for index in config.backbone_out_indices]
@@ -167,7 +167,11 @@ def to_json(config: DPTConfig | MiniConfig) -> dict[str, Any]:
     return values | {
         "is_hybrid": True,
         "reassemble_factors": [1, 1, *factors],
-        "backbone_out_indices": [0, 0, *config.backbone_out_indices],  # the stem's two: not read
+        "backbone_out_indices": [
+            0,
+            0,
+            *config.backbone_out_indices,
+        ],  # the stem's two: never read
         "backbone_featmap_shape": [
             1,
             config.stem.hidden_sizes[-1],
@@ -202,7 +206,7 @@ def _bit(values: Mapping[str, Any]) -> BiTConfig:
     )
     fields = _fields(values, [field.name for field in dataclasses.fields(BiTConfig)])
     if "depths" in fields:
-        # transformers' sizes always have four stages, of which only `depths` are built.
+        # transformers always lists four stages; only as many as `depths` has are built.
         sizes = fields.get("hidden_sizes", (256, 512, 1024, 2048))
         fields["hidden_sizes"] = sizes[: len(fields["depths"])]
     return BiTConfig(**fields)
@@ -245,7 +249,7 @@ def _depth_anything(values: Mapping[str, Any]) -> DPTConfig:
 
 
 def _layers(backbone: Mapping[str, Any], num_layers: int) -> tuple[int, ...]:
-    """transformers counts stages from the stem, 0; layers here start at 0."""
+    """Indices of layers. In transformers 0 is the stem; here it is the first layer."""
     if backbone.get("out_indices"):
         return tuple(index - 1 for index in backbone["out_indices"])
     if backbone.get("out_features"):
@@ -254,7 +258,7 @@ def _layers(backbone: Mapping[str, Any], num_layers: int) -> tuple[int, ...]:
 
 
 def _fields(values: Mapping[str, Any], names: Any) -> dict[str, Any]:
-    """The named fields that are there and not null, under our names, lists as tuples."""
+    """Those of the named fields that are set, under our names; lists become tuples."""
     found = {n: values[n] for n in names if values.get(n) is not None}
     for name, value in found.items():
         if isinstance(value, list | tuple):
@@ -267,7 +271,7 @@ def _fields(values: Mapping[str, Any], names: Any) -> dict[str, Any]:
 
 
 def _refuse(values: Mapping[str, Any], supported: Mapping[str, tuple]) -> None:
-    """Names every field whose value is none of the supported ones; an absent field is fine."""
+    """Raises ValueError naming each field with an unsupported value; an absent field is fine."""
     wrong = [
         f"{name} is {values[name]!r}, supported: {', '.join(map(repr, allowed))}"
         for name, allowed in supported.items()

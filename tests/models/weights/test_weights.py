@@ -11,25 +11,21 @@ from flax import nnx
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from fsmde_jax.models import weights
 from fsmde_jax.models.encoders import mobilenet, resnet
 from fsmde_jax.models.foundation.dpt import DPT, DPTConfig
 from fsmde_jax.models.foundation.mini import MiniConfig
 from fsmde_jax.models.foundation.preprocess import Preprocessing
 from fsmde_jax.models.foundation.vit import ViT
-from fsmde_jax.models.hub_config import default_preprocessing, foundation_config
-from fsmde_jax.models.weights import (
-    DEPTH_ANYTHING_TABLE,
-    DPT_TABLE,
-    RESNET_TABLE,
-    WeightsError,
+from fsmde_jax.models.weights.files import SHIPPED, SafetensorsFile, WeightsError
+from fsmde_jax.models.weights.hub_config import default_preprocessing, foundation_config
+from fsmde_jax.models.weights.load import (
     load_encoder,
     load_foundation,
     load_state_dict_into,
     read_foundation_config,
-    save_foundation,
-    table_of,
 )
+from fsmde_jax.models.weights.save import save_foundation
+from fsmde_jax.models.weights.tables import DEPTH_ANYTHING_TABLE, DPT_TABLE, RESNET_TABLE, table_of
 
 CONFIG = {
     "model_type": "dpt",
@@ -345,7 +341,7 @@ def relabelled(file, dtype, other):
 
 
 def read_all(file):
-    opened = weights._SafetensorsFile(file)
+    opened = SafetensorsFile(file)
     return {key: opened.read(key) for key in opened.shapes}
 
 
@@ -371,9 +367,9 @@ def test_what_we_write_has_a_checksum_that_is_verified(tmp_path):
     np.testing.assert_array_equal(read_all(file)["out.kernel"], values)
 
 
-@pytest.mark.parametrize("name", weights.SHIPPED)
+@pytest.mark.parametrize("name", SHIPPED)
 def test_what_is_shipped_has_its_checksum(name):
-    file = weights.SHIPPED[name] / "model.safetensors"
+    file = SHIPPED[name] / "model.safetensors"
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
     assert file.with_name("model.safetensors.sha256").read_text().split()[0] == digest
 
@@ -463,6 +459,6 @@ def test_absent_sources_are_named(tmp_path, monkeypatch):
     def offline(repo, **kwargs):
         raise FileNotFoundError("no route to the hub")
 
-    monkeypatch.setattr("fsmde_jax.models.weights.snapshot_download", offline)
+    monkeypatch.setattr("fsmde_jax.models.weights.files.snapshot_download", offline)
     with pytest.raises(WeightsError, match=r"Intel/dpt-large: neither.*no route.*HF_HUB_OFFLINE"):
         load("Intel/dpt-large")

@@ -1,0 +1,1 @@
+"""Weights in files: names of foreign checkpoints, files and their checks, loading, saving."""
