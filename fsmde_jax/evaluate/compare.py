@@ -13,7 +13,7 @@ from absl import app, flags
 
 from fsmde_jax import cli, files
 from fsmde_jax.errors import UserError
-from fsmde_jax.evaluate import results
+from fsmde_jax.evaluate import comparison, results, tables
 
 
 def main(argv: Sequence[str]) -> None:
@@ -25,8 +25,8 @@ def main(argv: Sequence[str]) -> None:
         if out:
             files.refuse_other(out, _is_comparison)
         first, second = (_read(text) for text in argv[1:])
-        compared = results.compare(first, second)
-        print(results.comparison_table(compared, argv[1:]))
+        compared = comparison.compare(first, second)
+        print(tables.comparison_table(compared, argv[1:]))
         if out:
             files.write_json(out, compared)
 

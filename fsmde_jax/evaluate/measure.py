@@ -20,7 +20,7 @@ from fsmde_jax.config import ConfigError
 from fsmde_jax.data import lidar, pipeline
 from fsmde_jax.data.batch import Batch
 from fsmde_jax.data.masks import ESTIMATE, Masks
-from fsmde_jax.evaluate import metrics, protocols, results
+from fsmde_jax.evaluate import metrics, protocols, results, tables
 from fsmde_jax.evaluate.depth_maps import Predictions
 from fsmde_jax.evaluate.references import trivial_depth
 from fsmde_jax.evaluate.scoring import (
@@ -430,7 +430,7 @@ _SCALING_TEXT = {
 
 def summary(config: ConfigDict, methods: dict[str, dict]) -> str:
     """For the terminal: what was measured, and its tables without scenes."""
-    return results.describe(about(config, methods), methods, scenes=False)
+    return tables.describe(about(config, methods), methods, scenes=False)
 
 
 def _in_metres(config: ConfigDict, predictor: Predictor, prediction: Array, batch: Batch) -> Array:

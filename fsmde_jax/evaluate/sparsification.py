@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from fsmde_jax import cli, files
+from fsmde_jax import cli, files, markdown
 from fsmde_jax import config as config_lib
 from fsmde_jax.data import pipeline
 from fsmde_jax.losses.depth import sample_at_lidar
@@ -95,15 +95,15 @@ def measure(
 def write(found: dict[str, np.ndarray], title: str, run: str, out: pathlib.Path) -> str:
     """The report's files; returns the table. Raises as `refuse_foreign`."""
     refuse_foreign(out, run)
-    lines = ["| left out | by confidence | by the true error (oracle) |", "| --- | --- | --- |"]
+    rows = []
     for share in ROWS:
         at = [np.interp(share, LEFT_OUT, found[name]) for name in ("confidence", "oracle")]
-        lines.append(f"| {share:.0%} | {at[0]:.3f} | {at[1]:.3f} |")
+        rows.append([f"{share:.0%}", *(f"{error:.3f}" for error in at)])
+    table = markdown.table(["left out", "by confidence", "by the true error (oracle)"], rows)
     area, chance = ause(found), ause(found, "chance")
     text = (
         f"# Sparsification\n\n{title} AbsRel of the remaining LiDAR pixels, metric.\n\n"
-        + "\n".join(lines)
-        + f"\n\nAUSE {area:.3f}; confidence that says nothing: {chance:.3f}.\n"
+        f"{table}\n\nAUSE {area:.3f}; confidence that says nothing: {chance:.3f}.\n"
     )
     values = {name: curve.tolist() for name, curve in found.items()}
     values |= {"run": run, "left_out": LEFT_OUT.tolist(), "ause": area, "ause_chance": chance}

@@ -14,10 +14,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from fsmde_jax import config as config_lib
-from fsmde_jax import files
+from fsmde_jax import files, markdown
 from fsmde_jax.data import pipeline
 from fsmde_jax.data.batch import Batch
-from fsmde_jax.evaluate import results
+from fsmde_jax.evaluate import comparison, results, tables
 from fsmde_jax.losses.depth import SILOG_FLOOR
 from fsmde_jax.pictures import ring
 from fsmde_jax.run import sharding
@@ -121,12 +121,12 @@ def summarise(contents: dict[str, list[dict[str, Any]]], baseline: str) -> dict[
 def compare(
     contents: dict[str, list[dict[str, Any]]], first: str, second: str
 ) -> dict[str, dict[str, Any]]:
-    """`results.compare` of two arms' means over seeds of each scene, as for `summarise`."""
-    return results.compare(*(results.average_seeds(contents[arm]) for arm in (first, second)))
+    """Compares two arms, each by its means over seeds in each scene (`comparison.compare`)."""
+    return comparison.compare(*(comparison.average_seeds(contents[arm]) for arm in (first, second)))
 
 
 def _where(seeds: list[dict[str, Any]]) -> dict[str, float]:
-    method = results.average_seeds(seeds)["methods"]["average"]
+    method = comparison.average_seeds(seeds)["methods"]["average"]
     rows = method["cameras"] | method["ranges"]
     return {name: row[HEADLINE] for name, row in rows.items()}
 
@@ -184,7 +184,7 @@ def _describe(report: dict[str, Any], pictures: list[str]) -> str:
             names = (pair["first"], pair["second"])
             parts += [
                 f"## {names[1]} against {names[0]}",
-                results.comparison_table(pair["figures"], names),
+                tables.comparison_table(pair["figures"], names),
             ]
         parts.append("## Learning curves\n\n![learning curves](curves.png)")
     if pictures:
@@ -212,7 +212,7 @@ def _arm_table(report: dict[str, Any]) -> str:
             cells.append(f"{row['mean'][name]:.3f}" + (f" ± {std:.3f}" if std is not None else ""))
         cells += _difference_cells(row.get("difference", {}).get(HEADLINE))
         rows.append(cells)
-    return _markdown(head, rows)
+    return markdown.table(head, rows)
 
 
 def _where_table(arms: dict[str, Any]) -> str:
@@ -221,16 +221,15 @@ def _where_table(arms: dict[str, Any]) -> str:
         [arm, *(f"{row['where'][place]:.3f}" if place in row["where"] else "-" for place in places)]
         for arm, row in arms.items()
     ]
-    return _markdown(["arm", *places], rows)
+    return markdown.table(["arm", *places], rows)
 
 
 def _difference_cells(difference: dict[str, Any] | None) -> list[str]:
     if difference is None:
         return ["-", "-", "-"]
-    interval = difference["interval"]
     return [
         f"{difference['difference']:+.4f}",
-        "-" if interval is None else f"{interval[0]:+.4f} to {interval[1]:+.4f}",
+        tables.interval_text(difference["interval"]),
         f"{difference['percent']:+.1f}",
     ]
 
@@ -243,12 +242,7 @@ def _trial_table(arm: str, trials: list[dict[str, Any]]) -> str:
         value = "diverged" if trial["diverged"] else value
         cells = [str(trial["overrides"].get(key, "")) for key in keys]
         rows.append([*cells, value, "taken" if trial["chosen"] else ""])
-    return f"{arm}:\n\n" + _markdown([*keys, "AbsRel", ""], rows)
-
-
-def _markdown(head: list[str], rows: list[list[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+    return f"{arm}:\n\n" + markdown.table([*keys, "AbsRel", ""], rows)
 
 
 # Pictures
