@@ -18,6 +18,7 @@ from fsmde_jax import files, markdown
 from fsmde_jax.data import pipeline
 from fsmde_jax.data.batch import Batch
 from fsmde_jax.evaluate import comparison, results, tables
+from fsmde_jax.evaluate.report import evenly_spaced
 from fsmde_jax.losses.depth import SILOG_FLOOR
 from fsmde_jax.pictures import ring
 from fsmde_jax.run import sharding
@@ -287,8 +288,7 @@ def _draw_samples(study: Study, runs: dict[str, Run]) -> list[str]:
     """Evenly spaced samples of the test data, a row an arm; returns the files' names."""
     test = study.test
     source, cameras = pipeline.open_data(test.data, test.data.eval_split)
-    count = min(test.evaluation.pictures, len(source))
-    indices = np.linspace(0, len(source) - 1, count).round().astype(int).tolist()
+    indices = evenly_spaced(test.evaluation.pictures, len(source))
     on_devices = sharding.batch_sharding(sharding.make_mesh(test.mesh))
     predicts = {arm: _predictor(run) for arm, run in runs.items()}
     names = []
