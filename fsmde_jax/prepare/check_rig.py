@@ -45,6 +45,7 @@ from fsmde_jax.data.readers import recording
 from fsmde_jax.data.readers.recording import Camera, RecordingError, Sample
 from fsmde_jax.errors import UserError
 from fsmde_jax.pictures import ring
+from fsmde_jax.pictures.above import draw_from_above
 
 SCENES, FRAMES = 6, 3  # looked at, evenly spaced; frames of each scene
 WIDTH_PX = 320  # images are shrunk to this width before they are compared
@@ -602,7 +603,7 @@ def _draw(frame: Frame, out: Path) -> None:
     """The ring from above, and LiDAR over every image."""
     cameras, points_m = frame.sample.cameras, frame.world_points_m()
     name = frame.sample.scene_id.replace("/", "_")
-    ring.draw_from_above(
+    draw_from_above(
         [camera.name for camera in cameras],
         np.stack([camera.vehicle_from_camera for camera in cameras]),
         np.stack([camera.intrinsics for camera in cameras]),
