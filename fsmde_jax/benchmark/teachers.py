@@ -1,4 +1,4 @@
-"""Published foundation models, beside what they are ported from: loading, and a forward pass."""
+"""Published foundation models: memory of loading them, and a forward pass beside torch's."""
 
 import multiprocessing
 import pathlib
@@ -13,12 +13,11 @@ import numpy as np
 from flax import nnx
 
 from fsmde_jax.benchmark import timing
+from fsmde_jax.benchmark.timing import MIB
 from fsmde_jax.config import default_config
 from fsmde_jax.models import hub_config, weights
 from fsmde_jax.models.foundation.dpt import DPT, DPTConfig
 from fsmde_jax.run import sharding
-
-MIB = 2.0**20
 
 
 def _abstract(config: DPTConfig, dtype: Any = jnp.float32) -> DPT:
