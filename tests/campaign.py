@@ -550,9 +550,9 @@ def full_disk(bench: Bench, names: Sequence[str] = _DISK_JOBS) -> list[dict]:
 
 def table(rows: list[dict]) -> str:
     """Markdown."""
-    names = [name for name in rows[0] if name != "good"]
     from fsmde_jax import markdown
 
+    names = [name for name in rows[0] if name != "good"]
     cells = [[str(row[name]).replace("|", "/") for name in names] for row in rows]
     return markdown.table(names, cells)
 

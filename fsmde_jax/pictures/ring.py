@@ -3,7 +3,7 @@
 import pathlib
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 from matplotlib.figure import Figure
 
 from fsmde_jax import files, rig
@@ -144,10 +144,10 @@ def lidar_overlay(
     return canvas
 
 
-def _left_to_right(sample: dict[str, np.ndarray]) -> list[int]:
+def _left_to_right(sample: dict[str, np.ndarray]) -> Int[np.ndarray, "m"]:
     """The places of the cameras that the rig has, from left of the car to right of it."""
-    yaw_rad = rig.yaw_rad(sample["vehicle_from_camera"])
-    return [i for i in np.argsort(-yaw_rad) if sample["camera_mask"][i]]
+    order = np.argsort(-rig.yaw_rad(sample["vehicle_from_camera"]))
+    return order[sample["camera_mask"][order]]
 
 
 def plain(name: str) -> str:
