@@ -1,8 +1,8 @@
 """Do two results differ? `python -m fsmde_jax.evaluate.compare FIRST SECOND [--out=FILE.json]`
 
 FIRST and SECOND are folders of runs or reports, or results.json files, of the same protocol and
-data; `runs/a:teacher` takes another method of a file than its first. Prints second minus first,
-paired by scene, with 95 % intervals from a bootstrap over scenes.
+data. `runs/a:teacher` names a method; without a name it is the file's first. Prints second minus
+first, paired by scene, with 95 % intervals from a bootstrap over scenes.
 """
 
 import pathlib

@@ -1,4 +1,4 @@
-"""What came out of a study: tables, learning curves, pictures and the commands that made them."""
+"""A study's report: tables, learning curves, pictures, and the commands that made them."""
 
 import json
 import pathlib
@@ -27,7 +27,7 @@ from fsmde_jax.study.plan import TEACHER, Run, Study
 
 FILE = "study.json"
 HEADLINE = "abs_rel"
-# Columns of the table: a figure, and what people call it.
+# Columns of the table: a figure, and its title.
 COLUMNS = {
     "abs_rel": "AbsRel",
     "sq_rel": "SqRel",
@@ -39,9 +39,9 @@ COLUMNS = {
 
 
 def write(study: Study) -> list[str]:
-    """Writes `report/` in the study's folder from what is there; returns what is not.
+    """Writes `report/` in the study's folder from the finished runs; returns what is missing.
 
-    Raises `UserError` where that folder holds something else than a report of before.
+    Raises `UserError` where that folder holds other files.
     """
     folder = study.workdir / "report"
     refuse_foreign(folder)
@@ -84,7 +84,7 @@ def write(study: Study) -> list[str]:
 
 
 def refuse_foreign(folder: pathlib.Path) -> None:
-    """Raises `UserError` where the report's folder holds something else."""
+    """Raises `UserError` where the report's folder holds other files."""
     files.refuse_foreign(folder, FILE, lambda found: {"arms", "baseline"} <= found.keys())
 
 
@@ -92,15 +92,15 @@ def refuse_foreign(folder: pathlib.Path) -> None:
 
 
 def summarise(contents: dict[str, list[dict[str, Any]]], baseline: str) -> dict[str, Any]:
-    """Each arm's `mean` and `std` over its seeds, its `seeds`, and `difference` to the baseline.
-
-    Also `where`: its AbsRel by camera and by true depth.
+    """The figures of each arm.
 
     Args:
-      contents: by arm, what `results.read` gives of each seed.
-      baseline: an arm; without it in `contents` there is no `difference`.
+      contents: by arm, each seed's results as `results.read` gives them.
+      baseline: the arm that the others are compared with, if it is in `contents`.
 
-    A std of one seed is None. For a difference see `compare`.
+    Returns by arm `mean` and `std` over its seeds (one seed has no std: None), the figures of its
+    `seeds`, AbsRel by camera and by true depth (`where`), and its `difference` to the baseline, as
+    `compare` makes it.
     """
     found = {}
     for arm, seeds in contents.items():
@@ -138,7 +138,7 @@ def _figures(content: dict[str, Any]) -> dict[str, float]:
 
 
 def _tuning(study: Study) -> dict[str, list[dict[str, Any]]]:
-    """By arm, each trial's overrides, its AbsRel on the tuning split, whether it was taken."""
+    """By arm, each trial's overrides, its AbsRel on the tuning split, and whether it was taken."""
     return {
         arm: [
             {
@@ -154,7 +154,7 @@ def _tuning(study: Study) -> dict[str, list[dict[str, Any]]]:
 
 
 def _commands(study: Study, tested: dict[str, list[Run]]) -> dict[str, list[str]]:
-    """Of the teacher, if there is one for all, and by run its training and its test."""
+    """Of each run its training and its test; of the teacher, where all runs share one."""
     commands = {TEACHER: [study.teacher_command()]} if study.shares_teacher else {}
     for run in (run for runs in tested.values() for run in runs):
         commands[run.name] = [study.train_command(run), study.test_command(run)]
@@ -250,7 +250,7 @@ def _trial_table(arm: str, trials: list[dict[str, Any]]) -> str:
 
 
 def _draw_curves(tested: dict[str, list[Run]], path: pathlib.Path) -> None:
-    """Training SILog and AbsRel on the tuning split by step; a thin line a seed."""
+    """Draws the training's SILog and the tuning split's AbsRel by step, a thin line a seed."""
     figure = Figure(figsize=(12, 4.5), dpi=110)
     FigureCanvasAgg(figure)
     axes = figure.subplots(1, 2)
@@ -272,7 +272,7 @@ def _draw_curves(tested: dict[str, list[Run]], path: pathlib.Path) -> None:
 
 
 def _curves(run: Run) -> dict[str, list[tuple[int, float]]]:
-    """(step, SILog) of batches with LiDAR and (step, AbsRel), the last of the finished run."""
+    """(step, SILog) of batches with LiDAR; (step, AbsRel), the last one of the finished run."""
     lines = (run.folder / "metrics.jsonl").read_text().splitlines()
     records = [json.loads(line) for line in lines]
     curves = {
@@ -285,7 +285,7 @@ def _curves(run: Run) -> dict[str, list[tuple[int, float]]]:
 
 
 def _draw_samples(study: Study, runs: dict[str, Run]) -> list[str]:
-    """Evenly spaced samples of the test data, a row an arm; returns the files' names."""
+    """Draws evenly spaced samples of the test data, a row an arm; returns the files' names."""
     test = study.test
     source, cameras = pipeline.open_data(test.data, test.data.eval_split)
     indices = evenly_spaced(test.evaluation.pictures, len(source))
