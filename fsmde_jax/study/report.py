@@ -10,7 +10,6 @@ import jax
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from fsmde_jax import config as config_lib
@@ -252,7 +251,6 @@ def _trial_table(arm: str, trials: list[dict[str, Any]]) -> str:
 def _draw_curves(tested: dict[str, list[Run]], path: pathlib.Path) -> None:
     """Draws the training's SILog and the tuning split's AbsRel by step, a thin line a seed."""
     figure = Figure(figsize=(12, 4.5), dpi=110)
-    FigureCanvasAgg(figure)
     axes = figure.subplots(1, 2)
     for number, (arm, runs) in enumerate(tested.items()):
         for i, run in enumerate(runs):
