@@ -1,6 +1,6 @@
 """What a student is compared with: a trivial predictor and its teacher.
 
-The trivial predictor ignores the image: it says each place's median depth in the training data.
+The trivial predictor ignores the image: it predicts each place's median depth in the training data.
 """
 
 import functools
@@ -30,7 +30,7 @@ def make_references(config: ConfigDict, model: Model, teacher_state: Any) -> dic
 
     The teacher's depth is scaled by medians where the student's is metric, and averaged with its
     mirror image's where the protocol says so. The trivial predictor needs no mirroring: for a
-    mirrored image it would say its own map, mirrored.
+    mirrored image it would predict its own map, mirrored.
     """
     _, cameras = pipeline.open_data(config.data, config.data.train_split)
     trivial = jnp.asarray(trivial_depth(config, cameras))
@@ -46,15 +46,12 @@ def make_references(config: ConfigDict, model: Model, teacher_state: Any) -> dic
         def teacher_depth(state, batch):
             return model.merge_teacher(state)(*teacher_inputs(batch)).depth_m
 
-        def predict(batch):
-            return teacher_depth(teacher_state, batch)
-
+        predict = functools.partial(teacher_depth, teacher_state)
+        if protocols.mirrors(config.evaluation):
+            predict = protocols.mirror_averaged(predict, inverse=False)
         scaling = config.evaluation.scaling
         references["teacher"] = Predictor(
-            protocols.mirror_averaged(predict, False)
-            if protocols.mirrors(config.evaluation)
-            else predict,
-            "median_image" if scaling == "metric" else scaling,
+            predict, "median_image" if scaling == "metric" else scaling
         )
     return references
 

@@ -24,7 +24,7 @@ def draw_from_above(
     points_m: Float[np.ndarray, "p 3"],
     path: pathlib.Path,
 ) -> None:
-    """Draws the rig in the vehicle's frame: left the cameras close up, right the LiDAR's range.
+    """Draws the rig in the vehicle's frame, twice: left close up, right 40 m all around.
 
     A camera is a dot; its field of view is a wedge around its optical axis.
 

@@ -73,7 +73,7 @@ def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
 
     Muon (https://kellerjordan.github.io/posts/muon) sees such a kernel as a matrix from all its
     inputs to its outputs. Its updates are scaled to AdamW's size (arXiv 2502.16982, section 2.2),
-    so one learning rate suits both. AdamW updates all other parameters.
+    so learning rates are comparable. AdamW updates all other parameters.
     """
     rate, decay = make_schedule(config), config.optimizer.weight_decay
     match config.optimizer.name:
