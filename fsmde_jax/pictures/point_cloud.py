@@ -26,7 +26,7 @@ def unproject(
     intrinsics: Float[np.ndarray, "3 3"],
     vehicle_from_camera: Float[np.ndarray, "4 4"],
 ) -> Float[np.ndarray, "*p 3"]:
-    """Points of the vehicle's frame, from places in an image (pixels) and their z-depths."""
+    """Where places in an image (pixels) lie, given their z-depths."""
     rays = np.concatenate([xy, np.ones_like(xy[..., :1])], axis=-1) @ np.linalg.inv(intrinsics).T
     in_camera_m = rays * depth_m[..., None]
     return in_camera_m @ vehicle_from_camera[:3, :3].T + vehicle_from_camera[:3, 3]
