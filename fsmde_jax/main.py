@@ -12,7 +12,7 @@ from ml_collections import config_flags
 
 from fsmde_jax import cli, make
 from fsmde_jax import config as config_lib
-from fsmde_jax.evaluate import measure
+from fsmde_jax.evaluate import measure, report
 from fsmde_jax.run import fork
 from fsmde_jax.train import dry_run, stages
 
@@ -44,7 +44,7 @@ def run(config: config_lib.ConfigDict) -> None:
     if interrupted := make.run(config, workdir):
         sys.exit(128 + interrupted)  # the shell's convention for a signal
     results = measure.evaluate_run(stages.planned(config, workdir), workdir)
-    print(f"\n{measure.summary(config, results)}\n\nReport and pictures: {workdir / 'report'}")
+    print(f"\n{report.summary(config, results)}\n\nReport and pictures: {workdir / 'report'}")
 
 
 if __name__ == "__main__":

@@ -550,12 +550,11 @@ def full_disk(bench: Bench, names: Sequence[str] = _DISK_JOBS) -> list[dict]:
 
 def table(rows: list[dict]) -> str:
     """Markdown."""
+    from fsmde_jax import markdown
+
     names = [name for name in rows[0] if name != "good"]
-    lines = ["| " + " | ".join(names) + " |", "| --- " * len(names) + "|"]
-    for row in rows:
-        cells = (str(row[name]).replace("|", "/") for name in names)
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    cells = [[str(row[name]).replace("|", "/") for name in names] for row in rows]
+    return markdown.table(names, cells)
 
 
 def main() -> int:

@@ -22,10 +22,13 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from fsmde_jax import cli
-from fsmde_jax.benchmark import inference, report, teachers, timing
-from fsmde_jax.benchmark.inference import SECTIONS, Rows
+from fsmde_jax.benchmark import inference, report, teachers, timing, training
+from fsmde_jax.benchmark.input import input_rate
+from fsmde_jax.benchmark.timing import GIGA, Rows
 from fsmde_jax.errors import UserError
 from fsmde_jax.train import dry_run
+
+SECTIONS = ("inference", "training", "input", "loading", "forward")
 
 
 def main(_) -> None:
@@ -52,17 +55,17 @@ def _measure(config: ConfigDict | None, what: list[str]) -> dict[str, Rows]:
         found["ceilings"] = [
             {
                 "dtype": config.train.dtype,
-                "GFLOP/s, matrix product": ceilings.flops_per_s / inference.GIGA,
-                "GB/s, addition": ceilings.bytes_per_s / inference.GIGA,
+                "GFLOP/s, matrix product": ceilings.flops_per_s / GIGA,
+                "GB/s, addition": ceilings.bytes_per_s / GIGA,
             }
         ]
     if "inference" in what:
         students = flags.FLAGS.students or [config.student.size]
         batches = [int(batch) for batch in flags.FLAGS.batches]
-        found["inference"] = inference.inference(config, students, batches, repeats, ceilings)
+        found["inference"] = inference.measure(config, students, batches, repeats, ceilings)
     if "training" in what:
-        found["training"] = inference.training(config, repeats, ceilings)
-    if "input" in what and (rows := inference.input_rate(CONFIG.value)):
+        found["training"] = training.measure(config, repeats, ceilings)
+    if "input" in what and (rows := input_rate(CONFIG.value)):
         found["input"] = rows
     models, size = flags.FLAGS.models, flags.FLAGS.image_size
     if "loading" in what:

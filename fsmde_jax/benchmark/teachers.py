@@ -1,4 +1,4 @@
-"""Published foundation models, beside what they are ported from: loading, and a forward pass."""
+"""Published foundation models: memory of loading them, and a forward pass beside torch's."""
 
 import multiprocessing
 import pathlib
@@ -13,12 +13,11 @@ import numpy as np
 from flax import nnx
 
 from fsmde_jax.benchmark import timing
+from fsmde_jax.benchmark.timing import MIB
 from fsmde_jax.config import default_config
 from fsmde_jax.models.foundation.dpt import DPT, DPTConfig
 from fsmde_jax.models.weights import hub_config, load, save
 from fsmde_jax.run import sharding
-
-MIB = 2.0**20
 
 
 def _abstract(config: DPTConfig, dtype: Any = jnp.float32) -> DPT:
@@ -41,7 +40,7 @@ def loading(name: str) -> dict[str, Any]:
         path = pathlib.Path(folder)
         _write_random(path, config)
         size = (path / "model.safetensors").stat().st_size
-        # A process of its own: its high-water mark is this load's.
+        # In a process of its own, whose peak memory is this load's.
         context = multiprocessing.get_context("spawn")
         with context.Pool(1) as pool:
             before, peak, seconds = pool.apply(_load, (name, folder))
@@ -67,7 +66,7 @@ def _load(name: str, folder: str) -> tuple[int, int, float]:
     start = time.perf_counter()
     jax.block_until_ready(load.load_foundation(folder, config, state, shardings))
     seconds = time.perf_counter() - start
-    # Not getrusage: its maximum is inherited from the process that started this one.
+    # getrusage would not do: it inherits its maximum from the process that started this one.
     return before, _memory_bytes("VmHWM"), seconds
 
 
@@ -77,7 +76,7 @@ def _memory_bytes(field: str) -> int:
 
 
 def forward(name: str, image_size: tuple[int, int], repeats: int) -> dict[str, Any]:
-    """Median seconds of a forward pass of random weights, jax and torch in turns."""
+    """Median seconds of a forward pass with random weights; jax and torch take turns."""
     import torch
     import transformers
 

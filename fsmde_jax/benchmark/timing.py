@@ -1,10 +1,10 @@
-"""Measuring speed: what is compared runs in turns; what the device can do at most; tables."""
+"""Measuring speed: what is compared runs in turns; what the device can do at most."""
 
 import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -12,16 +12,19 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from tqdm import tqdm
 
+Rows = list[dict[str, Any]]  # of a table: values by column
+GIGA, MIB = 1e9, 2.0**20
+
 
 class Timing(NamedTuple):
-    """Of several runs of one thing."""
+    """How long several runs of one thing took."""
 
     median_s: float
     spread: float  # distance of the quartiles over the median
 
 
 class Ceilings(NamedTuple):
-    """The most this device was seen to do."""
+    """The most that this device did in a measurement."""
 
     flops_per_s: float  # of a product of large matrices
     bytes_per_s: float  # of an addition of large arrays, reads and writes
@@ -30,9 +33,9 @@ class Ceilings(NamedTuple):
 def in_turns(runs: dict[Any, Callable[[], Any]], repeats: int) -> dict[Any, Timing]:
     """Times each of `runs` (by any key), one after another, `repeats` times.
 
-    A run must wait for its result. Each turn calls it twice and times the second call: the first
-    may compile, and pays for the state in which the one before left the memory. Unwarmed, the
-    ResNet-18 step that came after torch's took 5.4 s instead of 4.7 s.
+    A run must wait for its result. In each turn it is called twice and the second call is timed:
+    the first may compile, and finds the memory as the run before left it. Without the first call
+    the ResNet-18 step after torch's took 5.4 s instead of 4.7 s.
     """
     seconds: dict[Any, list[float]] = {name: [] for name in runs}
     for _ in tqdm(range(repeats), desc="turns", unit="turn"):
@@ -76,18 +79,3 @@ def machine() -> str:
         f"{jax.devices()[0].device_kind} x {jax.device_count()}, {os.cpu_count()} cores "
         f"({platform.machine()}), jax {jax.__version__}."
     )
-
-
-def markdown(rows: Iterable[dict[str, Any]]) -> list[str]:
-    """A table of rows with the same columns; None is a dash."""
-    rows = [{column: _text(value) for column, value in row.items()} for row in rows]
-    lines = ["| " + " | ".join(rows[0]) + " |", "| --- " * len(rows[0]) + "|"]
-    return lines + ["| " + " | ".join(row.values()) + " |" for row in rows]
-
-
-def _text(value: Any) -> str:
-    if value is None:
-        return "-"
-    if not isinstance(value, float):
-        return str(value)
-    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"

@@ -15,7 +15,7 @@ from ml_collections import config_flags
 
 from fsmde_jax import cli
 from fsmde_jax import config as config_lib
-from fsmde_jax.evaluate import measure, protocols
+from fsmde_jax.evaluate import measure, protocols, report
 from fsmde_jax.evaluate.depth_maps import Predictions
 
 
@@ -69,7 +69,7 @@ def _run(values: flags.FlagValues) -> str:
     else:
         predictions = Predictions(folder, values.unit_m, skip=values.on_error == "skip")
         found = measure.evaluate_predictions(on, predictions, out)
-    return f"{measure.summary(on, found)}\n\nReport and pictures: {out}"
+    return f"{report.summary(on, found)}\n\nReport and pictures: {out}"
 
 
 if __name__ == "__main__":

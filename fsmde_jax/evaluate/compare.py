@@ -1,8 +1,8 @@
 """Do two results differ? `python -m fsmde_jax.evaluate.compare FIRST SECOND [--out=FILE.json]`
 
 FIRST and SECOND are folders of runs or reports, or results.json files, of the same protocol and
-data; `runs/a:teacher` takes another method of a file than its first. Prints second minus first,
-paired by scene, with 95 % intervals from a bootstrap over scenes.
+data. `runs/a:teacher` names a method; without a name it is the file's first. Prints second minus
+first, paired by scene, with 95 % intervals from a bootstrap over scenes.
 """
 
 import pathlib
@@ -13,7 +13,7 @@ from absl import app, flags
 
 from fsmde_jax import cli, files
 from fsmde_jax.errors import UserError
-from fsmde_jax.evaluate import results
+from fsmde_jax.evaluate import comparison, results, tables
 
 
 def main(argv: Sequence[str]) -> None:
@@ -25,8 +25,8 @@ def main(argv: Sequence[str]) -> None:
         if out:
             files.refuse_other(out, _is_comparison)
         first, second = (_read(text) for text in argv[1:])
-        compared = results.compare(first, second)
-        print(results.comparison_table(compared, argv[1:]))
+        compared = comparison.compare(first, second)
+        print(tables.comparison_table(compared, argv[1:]))
         if out:
             files.write_json(out, compared)
 

@@ -1,4 +1,4 @@
-"""Do the cameras of a ring agree? Measures of one scale over the rig, and of overlaps."""
+"""Do the cameras of a ring agree? One scale over the rig, one depth where views overlap."""
 
 import jax
 import jax.numpy as jnp
@@ -17,16 +17,17 @@ GRID_COLUMNS = 80
 def median_scale(
     depth_m: Float[Array, "b n p"], truth_m: Float[Array, "b n p"], valid: Bool[Array, "b n p"]
 ) -> Float[Array, "b n"]:
-    """Each image's median of prediction / truth; NaN without truth."""
+    """The median of prediction / truth in each image; NaN without truth."""
     ratio = jnp.where(valid, depth_m / jnp.where(valid, truth_m, 1.0), 1.0)
     median = jax.vmap(jax.vmap(masked_median))(ratio, valid)
     return jnp.where(jnp.any(valid, axis=-1), median, jnp.nan)
 
 
 def scale_spread(scale: Float[Array, "b n"]) -> Float[Array, "b"]:
-    """Standard deviation over the rig's cameras of the logarithm of `median_scale`.
+    """Standard deviation of log(`median_scale`) over the rig's cameras.
 
-    About the relative spread: 0.05 says that cameras differ by some 5 %. NaN for fewer than two.
+    It is about their relative spread: 0.05 says that cameras differ by some 5 %. NaN for fewer
+    than two cameras with truth.
     """
     seen = ~jnp.isnan(scale)
     count = jnp.sum(seen, axis=1)
@@ -46,12 +47,13 @@ def overlap_disagreement(
     neighbour: Int[Array, "b n"],
     neighbour_mask: Bool[Array, "b n"],
 ) -> Float[Array, "b"]:
-    """Mean |log z_ij - log d_j| where a camera's pixels, placed by their depth, land in the next.
+    """Mean |log z_ij - log d_j| over pixels of camera i that its neighbour j sees, too.
 
-    z_ij is the depth of camera i's pixel seen from its neighbour j, d_j what j itself predicts
-    there; pairs both ways, averaged over pairs. No truth is needed. The cameras are taken to see
-    one instant; what only one of them sees (parallax of a metre) adds to every method alike.
-    Depths of 0 are no prediction. NaN without an overlap.
+    A pixel's predicted depth places it in space: z_ij is its depth seen from j, and d_j is the
+    depth that j predicts there. Each pair counts in both directions; the mean is over pairs. No
+    truth is needed. The cameras are taken to see the same instant. Surfaces that only one of
+    them sees (their centres are about a metre apart) add to every method alike. Depth 0 is no
+    prediction. NaN without an overlap.
 
     Args:
       intrinsics: in pixels of an image of `size` (height, width).

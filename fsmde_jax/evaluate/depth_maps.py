@@ -1,11 +1,12 @@
-"""Anyone's depth maps as the thing to evaluate: one file an image, found by sample and camera.
+"""Depth maps of any method, from files, to be evaluated: one file an image.
 
     DIR/<scene id>/<index, six digits>/<camera>.npy    or .npz (its only array, `depth` or
                                                       `depth_m`)
                                                       or .png (16 bit)
 
-`<scene id>/<index>` is the `sample_id` of the prepared dataset. Maps may have any size, the same
-for all; values times a stated unit are metres of z-depth. Zeros, NaN and infinities count as 0.
+`<scene id>/<index>` is the `sample_id` of the prepared dataset. All maps have the same size, which
+may be any. Values times a stated unit are metres of z-depth. Zeros, NaN and infinities are no
+prediction and count as 0.
 """
 
 import pathlib
@@ -28,9 +29,9 @@ class Predictions:
 
     Args:
       folder: DIR above.
-      unit_m: metres of a value of 1 (0.001 for millimetres, 1/256 for KITTI's PNG); None is 1,
-        and refused for PNG.
-      skip: leaves out what is missing or broken instead of raising `PredictionError`.
+      unit_m: metres of a value of 1 (0.001 for millimetres, 1/256 for KITTI's PNG). None is 1;
+        a PNG needs a number.
+      skip: leaves out missing and broken maps instead of raising `PredictionError`.
     """
 
     def __init__(self, folder: pathlib.Path, unit_m: float | None = None, skip: bool = False):
@@ -41,7 +42,7 @@ class Predictions:
         if not files:
             raise PredictionError(f"{folder}: holds no .npy, .npz or .png file")
         self.count, self.size = len(files), self._read(files[0]).shape
-        self.skipped: list[str] = []  # what was wrong; of this process
+        self.skipped: list[str] = []  # problems of this process's maps
 
     def add(self, sample: dict) -> dict:
         """A prepared sample with `prediction` [n h w] in metres and `covered` [n].
@@ -79,7 +80,7 @@ class Predictions:
         return values
 
     def _read(self, path: pathlib.Path) -> Float[np.ndarray, "h w"]:
-        """A map in metres, what is not finite or not positive as 0."""
+        """A map in metres; values that are not finite or not positive are 0."""
         try:
             values = _load(path)
         except (OSError, ValueError, EOFError, KeyError) as error:

@@ -1,7 +1,7 @@
-"""Depth metrics: sums of errors over an image's points on the device, exact to merge.
+"""Depth metrics of one image, as sums of errors over its points, which add up exactly.
 
-Which points count, how a prediction is read at them and what is averaged over what is the
-protocol's (`fsmde_jax/evaluate/protocols.py`); sums are merged in `fsmde_jax/evaluate/results.py`.
+The protocol decides which points count, how a prediction is read at them and what the averages
+are over (`fsmde_jax/evaluate/protocols.py`). `fsmde_jax/evaluate/averages.py` adds up and averages.
 """
 
 import jax
@@ -13,16 +13,16 @@ from fsmde_jax.losses.align import moments
 
 NAMES = ("abs_rel", "sq_rel", "rmse_m", "rmse_log", "delta1", "delta2", "delta3")
 
-# Lower ends of the ranges of true depth that tables tell apart; the last one is open.
+# Tables have a row a range of true depth: lower ends; the last range is open.
 RANGES_M = (0.0, 20.0, 40.0, 80.0)
 
 
 def masked_median(
     values: Float[Array, "p"], mask: Bool[Array, "p"], lower: bool = False
 ) -> Float[Array, ""]:
-    """Median of non-negative values over `mask`, 1 where that is empty.
+    """Median of the non-negative values in `mask`; 1 where the mask is empty.
 
-    For an even count the mean of the two middle values, or the lower of them.
+    An even number of values has two in the middle: their mean is taken, or with `lower` the lower.
     """
     count = jnp.sum(mask)
     low = _order_statistic(values, mask, jnp.maximum(count - 1, 0) // 2)
@@ -33,9 +33,9 @@ def masked_median(
 def _order_statistic(
     values: Float[Array, "p"], mask: Bool[Array, "p"], rank: Int[Array, ""]
 ) -> Float[Array, ""]:
-    """The value that `rank` others of `mask` lie below, found bit by bit.
+    """The value in `mask` that has `rank` smaller ones, found bit by bit.
 
-    Non-negative floats are ordered as their bits are. On CPUs a tenth of the time of a sort.
+    Non-negative floats sort as their bits do. On a CPU this takes a tenth of the time of a sort.
     """
     bits = jax.lax.bitcast_convert_type(jnp.maximum(values.astype(jnp.float32), 0.0), jnp.int32)
 
@@ -50,7 +50,7 @@ def _order_statistic(
 def fit_affine(
     inverse_depth: Float[Array, "p"], truth_m: Float[Array, "p"], valid: Bool[Array, "p"]
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """(scale, shift) of least squares: scale * inverse_depth + shift = 1 / truth over `valid`."""
+    """Least squares over `valid`: (scale, shift) with scale * inverse_depth + shift = 1 / truth."""
     inverse_truth = 1.0 / jnp.where(valid, truth_m, 1.0)
     mean, mean_truth, covariance, variance = moments(inverse_depth, inverse_truth, valid)
     scale = covariance / jnp.maximum(variance, 1e-30)
@@ -60,7 +60,7 @@ def fit_affine(
 def depth_of_inverse(
     inverse_depth: Float[Array, "*s"], min_depth_m: float, max_depth_m: float
 ) -> Float[Array, "*s"]:
-    """1 / inverse_depth inside the range."""
+    """1 / inverse_depth, clamped to the range."""
     return 1.0 / jnp.clip(inverse_depth, 1.0 / max_depth_m, 1.0 / min_depth_m)
 
 
@@ -72,11 +72,11 @@ def scaled(
     lower_median: bool = False,
     inverse: bool = False,
 ) -> Float[Array, "p"]:
-    """An image's predictions at its points, brought to metres by what `valid` truth says.
+    """An image's predictions at its points, scaled to metres with the `valid` truth.
 
     Args:
       scaling: "metric", "median_image" or "affine" of `config.SCALINGS`.
-      inverse: predictions are of inverse depth; only for "affine".
+      inverse: whether predictions are inverse depth; only for "affine".
     """
     if scaling == "median_image":
         return depth_m * median_ratio(depth_m, truth_m, valid, lower_median)
@@ -102,9 +102,9 @@ def median_ratio(
 def error_sums(
     depth_m: Float[Array, "p"], truth_m: Float[Array, "p"], valid: Bool[Array, "p"]
 ) -> tuple[Float[Array, "r 7"], Float[Array, "r"]]:
-    """Sums of errors and numbers of points in each of `RANGES_M`, over `valid`.
+    """Sums of errors over `valid`, and numbers of points, in each of `RANGES_M`.
 
-    `figures` makes the metrics of `NAMES` of any merged sums.
+    Such sums may be added up; `figures` turns the result into the metrics of `NAMES`.
     """
     truth = jnp.where(valid, truth_m, 1.0)
     depth = jnp.where(valid, depth_m, 1.0)
@@ -120,7 +120,7 @@ def error_sums(
 
 
 def _pairwise_sum(values: Float[Array, "*s p"]) -> Float[Array, "*s"]:
-    """Over the last axis; rounding grows with the logarithm of its length, not its root."""
+    """Sums the last axis in pairs: rounding grows with the logarithm of its length."""
     while (length := values.shape[-1]) > 1:
         half = (length + 1) // 2
         values = jnp.pad(values, [(0, 0)] * (values.ndim - 1) + [(0, 2 * half - length)])
@@ -131,7 +131,7 @@ def _pairwise_sum(values: Float[Array, "*s p"]) -> Float[Array, "*s"]:
 def figures(
     sums: Float[np.ndarray, "*s 7"], counts: Float[np.ndarray, "*s"]
 ) -> Float[np.ndarray, "*s 7"]:
-    """The metrics of `NAMES` from sums of `error_sums`; NaN where there are no points."""
+    """The metrics of `NAMES` from sums as `error_sums` makes them; NaN without points."""
     with np.errstate(invalid="ignore"):
         means = np.asarray(sums, np.float64) / np.asarray(counts, np.float64)[..., None]
     means[..., 2:4] = np.sqrt(means[..., 2:4])

@@ -1,11 +1,13 @@
-"""How public code evaluates depth of camera rings: what is compared, and what is averaged.
+"""How public code evaluates the depth of camera rings: what it compares, what it averages.
 
-The differences move a figure by more than most papers claim, so a number means something only
-with its protocol. Read in the repositories named below, 2026.
+A protocol can move a figure by more than most papers gain, so a number means something only
+together with its protocol. Each was read in the repository named below, in 2026.
 """
 
 import dataclasses
+from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -13,32 +15,34 @@ from ml_collections import ConfigDict
 
 from fsmde_jax import config
 from fsmde_jax.data import lidar
+from fsmde_jax.data.batch import Batch
 
 
 @dataclasses.dataclass(frozen=True)
 class Protocol:
-    """One way to come to figures.
+    """One way to measure.
 
     Attributes:
       name: as `config.evaluation.protocol`.
       truth: "native": the LiDAR's native pixels, where a prediction of any size is read
-        bilinearly. "prepared": the truth is brought to the prepared size by integer truncation,
-        the last point (in row-major order) wins a pixel.
+        bilinearly. "prepared": points move to pixels of the prepared size, by integer truncation;
+        of several points on a pixel the last one (in row-major order) stays.
       align_corners: whether the outermost pixels' centres of prediction and truth coincide, as
         torch calls it; otherwise pixels have half-pixel centres.
       min_depth_m: truth is valid above it, and predictions are clamped to it; None is
         `config.data.min_depth_m`. Both also end at `config.evaluation.max_depth_m`.
-      lower_median: of an even count the lower of the two middle values, as torch has it, is the
-        median; otherwise their mean.
+      lower_median: whether the median of an even count is the lower of the two middle values, as
+        in torch, and not their mean.
       clamp_first: predictions are also clamped before they are scaled.
-      masks_own_car: where the car sees itself is left out (`config.evaluation.masks` says how).
-        Masks from files are brought to the network's size as VFDepth does.
-      lidar_rule: of `lidar.RULES`, for data that was prepared by those.
-      pool: errors are averaged over all pixels of this many consecutive samples' images of a
-        camera at once; 1 is image by image. What makes no whole pool at the end of the split is
-        left out, as VFDepth's loader does (`drop_last`).
-      average: what the figures of images (or pools) are averaged over. "cameras": per camera,
-        then over cameras; "images": over all alike; "pools": over a pool's cameras, then pools.
+      masks_own_car: whether pixels of the ego vehicle are left out (`config.evaluation.masks` says
+        how). Masks from files are brought to the network's size, as in VFDepth.
+      lidar_rule: one of `lidar.RULES`, for data that was prepared with them.
+      pool: so many consecutive samples count as one image of each camera: errors are averaged over
+        all their pixels at once. At the end of the split a pool that is not whole is left out, as
+        by VFDepth's loader (`drop_last`).
+      average: over what the figures of images (or pools) are averaged. "cameras": over each
+        camera's, then over cameras; "images": over all of them; "pools": over a pool's cameras,
+        then over pools.
     """
 
     name: str
@@ -53,8 +57,8 @@ class Protocol:
     lidar_rule: str
 
 
-# XiandaGuo/SSDepth, and most after it. Figures that were made here under the name "surrounddepth"
-# before results recorded their mirroring are of this protocol (`results.read`).
+# XiandaGuo/SSDepth, and most papers after it. An older version of this package called it
+# "surrounddepth" and did not record whether it mirrored (`results.read` renames such results).
 _SSDEPTH = Protocol(
     "ssdepth",
     truth="native",
@@ -88,9 +92,9 @@ PROTOCOLS = {
             average="pools",
             lidar_rule="vfdepth",
         ),
-        # TRI-ML/packnet-sfm and vidar, with and without mirroring. An image without any valid pixel
-        # counts as one without error there, and not at all here. It has no nuScenes; of the two
-        # rules there the one with more points is taken.
+        # TRI-ML/packnet-sfm and vidar, with and without mirroring. There an image without a valid
+        # pixel counts as one without error; here it does not count. They have no nuScenes: of its
+        # two rules the one with more points is taken.
         Protocol(
             "packnet",
             truth="native",
@@ -116,11 +120,11 @@ def mirrors(evaluation: ConfigDict) -> bool:
 def post_process(
     disparity: Float[Array, "*s h w"], of_mirrored: Float[Array, "*s h w"]
 ) -> Float[Array, "*s h w"]:
-    """Disparity averaged with that of the mirrored image, by packnet-sfm's ramps.
+    """The mean of an image's disparity and its mirror image's, with packnet-sfm's ramps.
 
-    Within a tenth of the width from a border the mean goes over into one of the two, wholly within
-    a twentieth: the mirrored at the left one, the direct at the right one. SurroundDepth has the
-    same function.
+    Near the borders the mean fades into one of the two, over the range from a tenth to a twentieth
+    of the width: at the left border into the mirror image's, at the right into the image's own.
+    SurroundDepth has the same function.
 
     Args:
       of_mirrored: as predicted, still mirrored.
@@ -133,8 +137,39 @@ def post_process(
     return right * disparity + left * mirrored_back + (1.0 - left - right) * mean
 
 
+def mirror_averaged(predict: Callable[[Batch], Array], inverse: bool) -> Callable[[Batch], Array]:
+    """Averages the disparity of `predict` with the disparity of mirrored images (`post_process`).
+
+    As in the public code, each camera's image is mirrored in its place, with its calibration.
+
+    Args:
+      predict: batch -> [b n h w].
+      inverse: whether `predict` gives inverse depth; else depth.
+    """
+
+    @jax.jit
+    def mirror(batch: Batch) -> Batch:
+        mirrored = {
+            name: jnp.flip(batch[name], axis=3)
+            for name in ("image", "teacher_image")
+            if name in batch
+        }
+        k = batch["intrinsics"]
+        k = k.at[..., 0, 2].set(batch["image"].shape[3] - k[..., 0, 2]).at[..., 0, 1].multiply(-1)
+        flipped = jnp.ones_like(batch["sample_index"], bool)
+        return {**batch, **mirrored, "intrinsics": k, "flipped": flipped}
+
+    def both(batch: Batch) -> Array:
+        direct, mirrored = predict(batch), predict(mirror(batch))
+        if inverse:
+            return post_process(direct, mirrored)
+        return 1.0 / post_process(1.0 / direct, 1.0 / mirrored)
+
+    return both
+
+
 def at_prepared_size(sample: dict) -> dict:
-    """A prepared sample whose LiDAR points are pixels of its images: truth "prepared"."""
+    """A prepared sample with its LiDAR points moved to pixels of its images (truth "prepared")."""
     height, width = sample["images"].shape[1:3]
     kept, uv = [], []
     for i, points in enumerate(lidar.slices_of(sample)):

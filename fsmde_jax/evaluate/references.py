@@ -1,26 +1,67 @@
-"""The trivial predictor: each place's median depth in training, whatever the image shows."""
+"""What a student is compared with: a trivial predictor and its teacher.
+
+The trivial predictor ignores the image: it predicts each place's median depth in the training data.
+"""
 
 import functools
 import pathlib
+from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from fsmde_jax.data import lidar, pipeline, prepared
+from fsmde_jax.evaluate import protocols
+from fsmde_jax.evaluate.scoring import Predictor
+from fsmde_jax.run.state import Model
+from fsmde_jax.tasks import teacher_inputs
 
 # The predictor's cells, and the bins of its histograms in log depth (3 % wide).
 GRID = (96, 160)
 BINS = 256
 
 
+def make_references(config: ConfigDict, model: Model, teacher_state: Any) -> dict[str, Predictor]:
+    """The trivial predictor, and the teacher where there is one, by name.
+
+    The teacher's depth is scaled by medians where the student's is metric, and averaged with its
+    mirror image's where the protocol says so. The trivial predictor needs no mirroring: for a
+    mirrored image it would predict its own map, mirrored.
+    """
+    _, cameras = pipeline.open_data(config.data, config.data.train_split)
+    trivial = jnp.asarray(trivial_depth(config, cameras))
+    references = {
+        "trivial": Predictor(
+            lambda batch: jnp.broadcast_to(trivial, (batch["image"].shape[0], *trivial.shape)),
+            config.evaluation.scaling,
+        )
+    }
+    if model.teacher_graphdef:
+
+        @jax.jit
+        def teacher_depth(state, batch):
+            return model.merge_teacher(state)(*teacher_inputs(batch)).depth_m
+
+        predict = functools.partial(teacher_depth, teacher_state)
+        if protocols.mirrors(config.evaluation):
+            predict = protocols.mirror_averaged(predict, inverse=False)
+        scaling = config.evaluation.scaling
+        references["teacher"] = Predictor(
+            predict, "median_image" if scaling == "metric" else scaling
+        )
+    return references
+
+
 def trivial_depth(config: ConfigDict, cameras: tuple[str, ...]) -> Float[np.ndarray, "n h w"]:
     """Per camera and cell of `GRID`, the median LiDAR depth of the training split's labels.
 
-    The median is read from histograms in log depth, so memory does not grow with the dataset;
-    a cell without points takes the median of the smallest block of cells around it that has some.
-    LiDAR alone is read, and once a process.
+    Histograms in log depth give the median, so memory does not grow with the dataset. A cell
+    without points takes the median of the smallest block of cells around it that has some. A
+    process reads the labels once, and no images.
     """
     source, _ = pipeline.open_data(config.data, config.data.train_split)
     made = (source.directory / prepared.RIG_FILE).stat().st_mtime_ns
@@ -33,7 +74,7 @@ def trivial_depth(config: ConfigDict, cameras: tuple[str, ...]) -> Float[np.ndar
 def _of_split(
     directory: pathlib.Path,
     split: str,
-    made_ns: int,  # of a dataset that is prepared anew the map is another one
+    made_ns: int,  # a dataset that is prepared anew gets a new map
     cameras: tuple[str, ...],
     range_m: tuple[float, float],
     masks: str,
@@ -61,7 +102,7 @@ def _of_split(
 
 
 def _medians(counts: np.ndarray) -> np.ndarray:
-    """Medians of histograms in [0, 1], coarser blocks filling cells that are empty."""
+    """Medians in [0, 1] from histograms; coarser and coarser blocks fill the empty cells."""
     median = np.full(counts.shape[:3], np.nan)
     block = 1
     while np.isnan(median).any() and block <= max(counts.shape[1:3]):

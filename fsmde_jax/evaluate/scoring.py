@@ -1,38 +1,44 @@
 """One predictor's figures, batch by batch: read at the truth's points, scaled, compared, summed.
 
-The device's part works on points of images; the host merges (`fsmde_jax/evaluate/results.py`).
+The device works on the points of each image; the host adds up (`fsmde_jax/evaluate/averages.py`).
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array
+from jaxtyping import Array, Int
 from ml_collections import ConfigDict
 
 from fsmde_jax.data.batch import Batch
-from fsmde_jax.evaluate import cross_view, metrics, results
+from fsmde_jax.evaluate import averages, cross_view, metrics
 from fsmde_jax.evaluate.protocols import PROTOCOLS, Protocol
 from fsmde_jax.models.layers import sampling
 from fsmde_jax.run import sharding
 
 
 class Predictor(NamedTuple):
-    """A way to depth: batch -> [b n h w] in metres, or inverse depth of unknown scale and shift."""
+    """What is measured: a function from a batch to depth.
+
+    Attributes:
+      predict: batch -> [b n h w] in metres, or inverse depth of unknown scale and shift.
+      scaling: how predictions are scaled to the truth; one of `config.SCALINGS`.
+      inverse: whether `predict` gives inverse depth.
+    """
 
     predict: Callable[[Batch], Array]
-    scaling: str = "metric"  # of `config.SCALINGS`
+    scaling: str = "metric"
     inverse: bool = False
 
 
 class Scorer:
-    """One predictor's figures, batch by batch.
+    """Measures one predictor, batch by batch.
 
     Args:
-      scenes: name and number of samples of each, in the order of the samples.
+      scenes: name and number of samples of each, in the order of the split.
     """
 
     def __init__(
@@ -48,12 +54,12 @@ class Scorer:
         self.scenes, lengths = zip(*scenes, strict=True)
         scene_of = np.repeat(np.arange(len(lengths)), lengths)
         self.scene_of: list[int] = scene_of.tolist()
-        self.scores = results.Scores.empty(cameras, len(self.scenes), protocol)
+        self.scores = averages.Scores.empty(cameras, len(self.scenes), protocol)
         pool_of = np.arange(len(scene_of)) // protocol.pool
         self.counted = whole_pools(protocol, len(scene_of))
-        self.pools = results.Groups(pool_of)
-        # Where one ratio of medians serves several images, their points wait for one another.
-        self.scaled = results.Groups(pool_of if protocol.pool > 1 else scene_of)
+        self.pools = Groups(pool_of)
+        # One ratio of medians scales several images, so their points wait for each other.
+        self.scaled = Groups(pool_of if protocol.pool > 1 else scene_of)
         self.covered = np.zeros(len(cameras), int)
         self.images = np.zeros(len(cameras), int)
         self.unit_ratios: list[float] = []
@@ -71,7 +77,7 @@ class Scorer:
         self._replicate = jax.jit(lambda tree: tree, out_shardings=everywhere)
 
     def add(self, batch: Batch) -> Array:
-        """Measures a batch; returns what was predicted, [b n h w]."""
+        """Measures a batch; returns the prediction, [b n h w]."""
         prediction = self.predictor.predict(batch)
         small = {name: batch[name] for name in ("sample_index", "camera_mask")}
         small["covered"] = batch.get("covered", batch["camera_mask"])
@@ -96,7 +102,7 @@ class Scorer:
         return prediction
 
     def compute(self) -> dict:
-        """The figures, and how much of the split they cover."""
+        """The figures (`averages.Scores.compute`), and how much of the split they cover."""
         found = self.scores.compute(self.scenes)
         found["covered"] = {"images": int(self.covered.sum()), "of": int(self.images.sum())}
         if self.unit_ratios:
@@ -136,7 +142,7 @@ class Scorer:
     # On the devices
 
     def _read_points(self, prediction: Array, batch: Batch) -> tuple[Array, ...]:
-        """The prediction at the truth's points, the truth [b n p], and which of them count."""
+        """The prediction at the truth's points, the truth, and which points count; [b n p] each."""
         uv, size, truth_m = truth_of(batch)
         corners = self.protocol.align_corners
         read = lambda *image: sampling.read_at_pixels(*image, corners)  # noqa: E731
@@ -147,7 +153,7 @@ class Scorer:
         return depth_m, truth_m, (truth_m > low) & (truth_m < high)
 
     def _sums(self, depth_m: Array, truth_m: Array, valid: Array) -> tuple[Array, Array]:
-        """Of one image's points: scaled by it if so asked, clamped, compared."""
+        """Sums of one image's errors, after its points were scaled (if asked for) and clamped."""
         depth_m = metrics.scaled(
             depth_m,
             truth_m,
@@ -174,12 +180,12 @@ class Scorer:
 
 
 def whole_pools(protocol: Protocol, samples: int) -> int:
-    """How many samples of a split count: those that make no whole pool at its end do not."""
+    """How many samples of a split count: at its end a pool that is not whole is left out."""
     return samples - samples % protocol.pool
 
 
 def limits_m(config: ConfigDict) -> tuple[float, float]:
-    """The range of true depth that is evaluated, to which predictions are clamped."""
+    """The range of true depth that is evaluated; predictions are clamped to it."""
     low = PROTOCOLS[config.evaluation.protocol].min_depth_m
     return config.data.min_depth_m if low is None else low, max_depth_m(config)
 
@@ -190,9 +196,9 @@ def max_depth_m(config: ConfigDict) -> float:
 
 
 def truth_of(batch: Batch) -> tuple[Array, Array, Array]:
-    """Pixels [b n p 2], their image's size [b n 2] and depths [b n p], 0 where there is none.
+    """The truth's pixels [b n p 2], their image's size [b n 2] and depths [b n p].
 
-    Of every pixel if truth is dense, else of LiDAR.
+    These are all pixels where the truth is dense, else the LiDAR's points. Depth 0 is no truth.
     """
     if "dense_depth_m" not in batch:
         return batch["lidar_uv"], batch["native_size"], batch["lidar_depth_m"]
@@ -202,3 +208,25 @@ def truth_of(batch: Batch) -> tuple[Array, Array, Array]:
     depth_m = batch["dense_depth_m"].reshape(b, n, -1)
     size = jnp.broadcast_to(jnp.array([height, width]), (b, n, 2))
     return jnp.broadcast_to(uv, (b, n, *uv.shape)), size, depth_m
+
+
+class Groups:
+    """Collects items until all samples of a group have one.
+
+    Args:
+      group_of: each sample's group.
+    """
+
+    def __init__(self, group_of: Int[np.ndarray, "s"]):
+        self.group_of = group_of
+        self._sizes = np.bincount(group_of)
+        self._waiting: dict[int, dict[int, Any]] = {}
+
+    def add(self, index: int, item: Any) -> dict[int, Any] | None:
+        """Adds a sample's item; returns its group's items, in order, once the group is complete."""
+        group = int(self.group_of[index])
+        waiting = self._waiting.setdefault(group, {})
+        waiting[index] = item
+        if len(waiting) < self._sizes[group]:
+            return None
+        return dict(sorted(self._waiting.pop(group).items()))

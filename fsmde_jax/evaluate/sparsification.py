@@ -2,11 +2,12 @@
 
     python -m fsmde_jax.evaluate.sparsification --checkpoint=runs/demo --out=DIR
 
-Leaves out the least confident of the validation split's LiDAR pixels, more and more of them, and
-measures AbsRel of the rest: a curve that falls says that it does. The oracle leaves out the pixels
-of the largest error. The area between the two, as a share of the error of all pixels, is AUSE (Ilg
-et al., arXiv 1802.07062): 0 is the oracle; confidence that says nothing has the oracle's distance
-to the level line. Writes `sparsification.md`, `.json` and `.png`.
+Leaves out more and more of the validation split's LiDAR pixels, the least confident first, and
+measures AbsRel of the rest. If this curve falls, the confidence knows. The oracle leaves out the
+pixels with the largest error first. AUSE (Ilg et al., arXiv 1802.07062) is the area between the
+two curves, as a share of the error of all pixels. The oracle's is 0; a confidence that says
+nothing has the area between the oracle's curve and a level line. Writes `sparsification.md`,
+`.json` and `.png`.
 """
 
 import pathlib
@@ -20,7 +21,7 @@ from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from fsmde_jax import cli, files
+from fsmde_jax import cli, files, markdown
 from fsmde_jax import config as config_lib
 from fsmde_jax.data import pipeline
 from fsmde_jax.losses.depth import sample_at_lidar
@@ -36,10 +37,10 @@ ROWS = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9)  # of the table
 def remaining_error(
     error: Float[np.ndarray, "p"], keep_first: Float[np.ndarray, "p"]
 ) -> Float[np.ndarray, "20"]:
-    """Mean error of what remains when shares `LEFT_OUT` of the pixels are left out.
+    """Mean error of the remaining pixels, for each share in `LEFT_OUT` that is left out.
 
     Args:
-      keep_first: the larger, the longer a pixel stays.
+      keep_first: pixels with a larger value stay longer.
     """
     order = np.argsort(-keep_first, kind="stable")
     means = np.cumsum(error[order]) / np.arange(1, len(error) + 1)
@@ -50,7 +51,7 @@ def remaining_error(
 def curves(
     error: Float[np.ndarray, "p"], confidence: Float[np.ndarray, "p"]
 ) -> dict[str, Float[np.ndarray, "20"]]:
-    """Mean error left, by confidence, by the error itself, and by chance."""
+    """The curves of the confidence, of the oracle (by the error itself), and of chance."""
     return {
         "confidence": remaining_error(error, confidence),
         "oracle": remaining_error(error, -error),
@@ -67,7 +68,7 @@ def ause(found: dict[str, Float[np.ndarray, "20"]], curve: str = "confidence") -
 def measure(
     config: ConfigDict, workdir: pathlib.Path
 ) -> tuple[Float[np.ndarray, "p"], Float[np.ndarray, "p"]]:
-    """(AbsRel, confidence) at all LiDAR pixels of the run's validation split, metric."""
+    """(AbsRel without scaling, confidence) at all LiDAR pixels of the validation split."""
     student, mesh = load_student(config, workdir), sharding.make_mesh(config.mesh)
 
     @jax.jit
@@ -93,17 +94,17 @@ def measure(
 
 
 def write(found: dict[str, np.ndarray], title: str, run: str, out: pathlib.Path) -> str:
-    """The report's files; returns the table. Raises as `refuse_foreign`."""
+    """Writes the report's files; returns the text with the table. Raises as `refuse_foreign`."""
     refuse_foreign(out, run)
-    lines = ["| left out | by confidence | by the true error (oracle) |", "| --- | --- | --- |"]
+    rows = []
     for share in ROWS:
         at = [np.interp(share, LEFT_OUT, found[name]) for name in ("confidence", "oracle")]
-        lines.append(f"| {share:.0%} | {at[0]:.3f} | {at[1]:.3f} |")
+        rows.append([f"{share:.0%}", *(f"{error:.3f}" for error in at)])
+    table = markdown.table(["left out", "by confidence", "by the true error (oracle)"], rows)
     area, chance = ause(found), ause(found, "chance")
     text = (
         f"# Sparsification\n\n{title} AbsRel of the remaining LiDAR pixels, metric.\n\n"
-        + "\n".join(lines)
-        + f"\n\nAUSE {area:.3f}; confidence that says nothing: {chance:.3f}.\n"
+        f"{table}\n\nAUSE {area:.3f}; confidence that says nothing: {chance:.3f}.\n"
     )
     values = {name: curve.tolist() for name, curve in found.items()}
     values |= {"run": run, "left_out": LEFT_OUT.tolist(), "ause": area, "ause_chance": chance}
@@ -114,10 +115,10 @@ def write(found: dict[str, np.ndarray], title: str, run: str, out: pathlib.Path)
 
 
 def refuse_foreign(out: pathlib.Path, run: str) -> None:
-    """Raises `UserError` where `out` holds something else than such a report of the same run."""
+    """Raises `UserError` where `out` holds other files, or the report of another run."""
 
     def is_ours(found: dict[str, Any]) -> bool:
-        # One of before does not say of which run it is.
+        # A report of an older version does not name its run.
         return {"left_out", "ause"} <= found.keys() and found.get("run", run) == run
 
     files.refuse_foreign(out, FILE, is_ours)

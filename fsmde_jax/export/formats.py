@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, UInt8
 from ml_collections import ConfigDict
 
 from fsmde_jax import config as config_lib
-from fsmde_jax import files
+from fsmde_jax import files, markdown
 from fsmde_jax.errors import UserError
 from fsmde_jax.run import checkpoints, example
 from fsmde_jax.run.load import load_student
@@ -168,15 +168,13 @@ print(abs(depth_m - test["depth_m"]).max())
 
 
 def _readme(about: dict[str, Any]) -> str:
-    rows = [("input", *item) for item in about["inputs"].items()]
-    rows += [("output", *item) for item in about["outputs"].items()]
-    table = "\n".join(f"| {kind} | `{name}` | {text} |" for kind, name, text in rows)
+    rows = [("input", f"`{name}`", text) for name, text in about["inputs"].items()]
+    rows += [("output", f"`{name}`", text) for name, text in about["outputs"].items()]
+    table = markdown.table(["", "name", "what"], rows)
     return f"""# Metric depth of a ring of cameras
 
 A student of fsmde_jax (run {about["run"]!r}), as {about["format"]}: `{about["file"]}`.
 
-| | name | what |
-| --- | --- | --- |
 {table}
 
 Cameras in this order: {", ".join(about["cameras"])}. Images are undistorted, of pinhole cameras.

@@ -1,6 +1,6 @@
-"""Pixels with depth as points of the vehicle's frame: a ring's cameras fused, and PLY files.
+"""Point clouds: pixels with depth as points of the vehicle's frame, of all cameras; PLY files.
 
-Vehicle: x forward, y left, z up, in metres. The cameras are taken to see one instant.
+Vehicle: x forward, y left, z up, in metres. The cameras are taken to see the same instant.
 """
 
 import pathlib
@@ -19,7 +19,7 @@ class PointCloud(NamedTuple):
 
     points_m: Float[np.ndarray, "p 3"]
     colours: UInt8[np.ndarray, "p 3"]
-    camera: Int[np.ndarray, "p"]  # place of the camera that saw it
+    camera: Int[np.ndarray, "p"]  # place of the camera that saw the point
 
 
 def fuse(
@@ -27,7 +27,7 @@ def fuse(
     depth_m: Float[np.ndarray, "n h w"],
     usable: Bool[np.ndarray, "n h w"],
 ) -> PointCloud:
-    """The usable pixels of all cameras.
+    """One cloud of all cameras' usable pixels.
 
     Args:
       sample: batch fields of `data/pipeline.py` without `b`.
@@ -49,10 +49,10 @@ def fuse(
 def is_smear(
     depth_m: Float[np.ndarray, "n h w"], intrinsics: Float[np.ndarray, "n 3 3"]
 ) -> Bool[np.ndarray, "n h w"]:
-    """Pixels between a near edge and what is behind it, whose depths are of neither.
+    """Pixels at the edge of a near object whose depth lies between the object and its background.
 
-    There depth changes along a row faster than on a surface seen at a glance, `MAX_SLOPE` metres
-    away per metre aside. Not along a column, where a flat road does so, too.
+    There depth changes along a row faster than on any plausible surface: by more than `MAX_SLOPE`
+    metres per metre sideways. Columns are not looked at, since a flat road changes as fast there.
     """
     step = np.gradient(np.log(depth_m), axis=2)
     return np.abs(step) * intrinsics[:, None, None, 0, 0] > MAX_SLOPE
@@ -71,7 +71,7 @@ def of_lidar(sample: dict[str, np.ndarray]) -> Float[np.ndarray, "p 3"]:
 
 
 def write_ply(path: pathlib.Path, cloud: PointCloud) -> None:
-    """Binary little-endian PLY: x y z in metres and red green blue."""
+    """Writes a binary little-endian PLY: x y z in metres and red green blue."""
     types = [(axis, "<f4") for axis in "xyz"] + [(name, "u1") for name in ("red", "green", "blue")]
     table = np.empty(len(cloud.points_m), types)
     for values, names in ((cloud.points_m, "xyz"), (cloud.colours, ("red", "green", "blue"))):

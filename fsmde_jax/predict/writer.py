@@ -18,7 +18,8 @@ from fsmde_jax import files, rig
 from fsmde_jax.errors import UserError
 from fsmde_jax.export import formats
 from fsmde_jax.models.layers import compiler
-from fsmde_jax.pictures import point_cloud, ring
+from fsmde_jax.pictures import above, film, point_cloud, ring
+from fsmde_jax.pictures.colours import COLOUR_MAP, MIN_DEPTH_M, depth_colours
 from fsmde_jax.predict import inputs, photos
 from fsmde_jax.predict.inputs import Item
 from fsmde_jax.run.load import load_student
@@ -131,7 +132,7 @@ def _about(
         "depth": "z-depth along the optical axis, in metres; at the network's resolution",
         "depth_png_unit_m": UNIT_M,
         "confidence": "exp(-s), s the standard deviation of log depth; PNG: 255 is 1",
-        "colours": f"{ring.COLOUR_MAP}, logarithmic from {ring.MIN_DEPTH_M:g} to {max_depth_m:g} m",
+        "colours": f"{COLOUR_MAP}, logarithmic from {MIN_DEPTH_M:g} to {max_depth_m:g} m",
         "cloud": {"min_confidence": min_confidence, "max_depth_m": max_depth_m},
     }
 
@@ -180,13 +181,13 @@ class _Writer:
             point_cloud.write_ply(self._path("cloud", item.name, ".ply"), cloud)
         if "birds_eye" in self.saves:
             path = self._path("birds_eye", item.name, ".png")
-            ring.draw_birds_eye(cloud, item.sample, titles, path, lidar_m)
+            above.draw_birds_eye(cloud, item.sample, titles, path, lidar_m)
         if "rerun" in self.saves:
             self.rerun.add(item, depth_m, cloud, lidar_m)
         if "video" in self.saves:
             left_first = np.argsort(-rig.yaw_rad(item.sample["vehicle_from_camera"]))
             images, depths = item.sample["image"][left_first], depth_m[left_first]
-            self.video.add(ring.stack_views(images, depths, self.max_depth_m))
+            self.video.add(film.stack_views(images, depths, self.max_depth_m))
         self.count += 1
 
     def _write_camera(
@@ -201,7 +202,7 @@ class _Writer:
             "depth": np.clip(np.rint(depth_m / UNIT_M), 0, 65535).astype(np.uint16),
             "confidence": np.rint(confidence * 255).astype(np.uint8),
             "pictures": np.rint(
-                ring.depth_colours(depth_m, self.max_depth_m) * 255
+                depth_colours(depth_m, self.max_depth_m) * 255
             ).astype(np.uint8),
         }  # fmt: skip
         for kind, array in pictures.items():

@@ -1,4 +1,4 @@
-"""What came out of a study: tables, learning curves, pictures and the commands that made them."""
+"""A study's report: tables, learning curves, pictures, and the commands that made them."""
 
 import json
 import pathlib
@@ -10,14 +10,14 @@ import jax
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from fsmde_jax import config as config_lib
-from fsmde_jax import files
+from fsmde_jax import files, markdown
 from fsmde_jax.data import pipeline
 from fsmde_jax.data.batch import Batch
-from fsmde_jax.evaluate import results
+from fsmde_jax.evaluate import comparison, results, tables
+from fsmde_jax.evaluate.report import evenly_spaced
 from fsmde_jax.losses.depth import SILOG_FLOOR
 from fsmde_jax.pictures import ring
 from fsmde_jax.run import checkpoints, sharding
@@ -26,7 +26,7 @@ from fsmde_jax.study.plan import TEACHER, Run, Study
 
 FILE = "study.json"
 HEADLINE = "abs_rel"
-# Columns of the table: a figure, and what people call it.
+# Columns of the table: a figure, and its title.
 COLUMNS = {
     "abs_rel": "AbsRel",
     "sq_rel": "SqRel",
@@ -38,9 +38,9 @@ COLUMNS = {
 
 
 def write(study: Study) -> list[str]:
-    """Writes `report/` in the study's folder from what is there; returns what is not.
+    """Writes `report/` in the study's folder from the finished runs; returns what is missing.
 
-    Raises `UserError` where that folder holds something else than a report of before.
+    Raises `UserError` where that folder holds other files.
     """
     folder = study.workdir / "report"
     refuse_foreign(folder)
@@ -89,7 +89,7 @@ def write(study: Study) -> list[str]:
 
 
 def refuse_foreign(folder: pathlib.Path) -> None:
-    """Raises `UserError` where the report's folder holds something else."""
+    """Raises `UserError` where the report's folder holds other files."""
     files.refuse_foreign(folder, FILE, lambda found: {"arms", "baseline"} <= found.keys())
 
 
@@ -97,15 +97,15 @@ def refuse_foreign(folder: pathlib.Path) -> None:
 
 
 def summarise(contents: dict[str, list[dict[str, Any]]], baseline: str) -> dict[str, Any]:
-    """Each arm's `mean` and `std` over its seeds, its `seeds`, and `difference` to the baseline.
-
-    Also `where`: its AbsRel by camera and by true depth.
+    """The figures of each arm.
 
     Args:
-      contents: by arm, what `results.read` gives of each seed.
-      baseline: an arm; without it in `contents` there is no `difference`.
+      contents: by arm, each seed's results as `results.read` gives them.
+      baseline: the arm that the others are compared with, if it is in `contents`.
 
-    A std of one seed is None. For a difference see `compare`.
+    Returns by arm `mean` and `std` over its seeds (one seed has no std: None), the figures of its
+    `seeds`, AbsRel by camera and by true depth (`where`), and its `difference` to the baseline, as
+    `compare` makes it.
     """
     found = {}
     for arm, seeds in contents.items():
@@ -127,12 +127,12 @@ def summarise(contents: dict[str, list[dict[str, Any]]], baseline: str) -> dict[
 def compare(
     contents: dict[str, list[dict[str, Any]]], first: str, second: str
 ) -> dict[str, dict[str, Any]]:
-    """`results.compare` of two arms' means over seeds of each scene, as for `summarise`."""
-    return results.compare(*(results.average_seeds(contents[arm]) for arm in (first, second)))
+    """Compares two arms, each by its means over seeds in each scene (`comparison.compare`)."""
+    return comparison.compare(*(comparison.average_seeds(contents[arm]) for arm in (first, second)))
 
 
 def _where(seeds: list[dict[str, Any]]) -> dict[str, float]:
-    method = results.average_seeds(seeds)["methods"]["average"]
+    method = comparison.average_seeds(seeds)["methods"]["average"]
     rows = method["cameras"] | method["ranges"]
     return {name: row[HEADLINE] for name, row in rows.items()}
 
@@ -143,7 +143,7 @@ def _figures(content: dict[str, Any]) -> dict[str, float]:
 
 
 def _tuning(study: Study) -> dict[str, list[dict[str, Any]]]:
-    """By arm, each trial's overrides, its AbsRel on the tuning split, whether it was taken."""
+    """By arm, each trial's overrides, its AbsRel on the tuning split, and whether it was taken."""
     return {
         arm: [
             {
@@ -159,7 +159,7 @@ def _tuning(study: Study) -> dict[str, list[dict[str, Any]]]:
 
 
 def _commands(study: Study, tested: dict[str, list[Run]]) -> dict[str, list[str]]:
-    """Of the teacher, if there is one for all, and by run its training and its test."""
+    """Of each run its training and its test; of the teacher, where all runs share one."""
     commands = {TEACHER: [study.teacher_command()]} if study.shares_teacher else {}
     for run in (run for runs in tested.values() for run in runs):
         commands[run.name] = [study.train_command(run), study.test_command(run)]
@@ -190,7 +190,7 @@ def _describe(report: dict[str, Any], pictures: list[str]) -> str:
             names = (pair["first"], pair["second"])
             parts += [
                 f"## {names[1]} against {names[0]}",
-                results.comparison_table(pair["figures"], names),
+                tables.comparison_table(pair["figures"], names),
             ]
         parts.append("## Learning curves\n\n![learning curves](curves.png)")
     if pictures:
@@ -218,7 +218,7 @@ def _arm_table(report: dict[str, Any]) -> str:
             cells.append(f"{row['mean'][name]:.3f}" + (f" ± {std:.3f}" if std is not None else ""))
         cells += _difference_cells(row.get("difference", {}).get(HEADLINE))
         rows.append(cells)
-    return _markdown(head, rows)
+    return markdown.table(head, rows)
 
 
 def _where_table(arms: dict[str, Any]) -> str:
@@ -227,16 +227,15 @@ def _where_table(arms: dict[str, Any]) -> str:
         [arm, *(f"{row['where'][place]:.3f}" if place in row["where"] else "-" for place in places)]
         for arm, row in arms.items()
     ]
-    return _markdown(["arm", *places], rows)
+    return markdown.table(["arm", *places], rows)
 
 
 def _difference_cells(difference: dict[str, Any] | None) -> list[str]:
     if difference is None:
         return ["-", "-", "-"]
-    interval = difference["interval"]
     return [
         f"{difference['difference']:+.4f}",
-        "-" if interval is None else f"{interval[0]:+.4f} to {interval[1]:+.4f}",
+        tables.interval_text(difference["interval"]),
         f"{difference['percent']:+.1f}",
     ]
 
@@ -249,21 +248,15 @@ def _trial_table(arm: str, trials: list[dict[str, Any]]) -> str:
         value = "diverged" if trial["diverged"] else value
         cells = [str(trial["overrides"].get(key, "")) for key in keys]
         rows.append([*cells, value, "taken" if trial["chosen"] else ""])
-    return f"{arm}:\n\n" + _markdown([*keys, "AbsRel", ""], rows)
-
-
-def _markdown(head: list[str], rows: list[list[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+    return f"{arm}:\n\n" + markdown.table([*keys, "AbsRel", ""], rows)
 
 
 # Pictures
 
 
 def _draw_curves(tested: dict[str, list[Run]], path: pathlib.Path) -> None:
-    """Training SILog and AbsRel on the tuning split by step; a thin line a seed."""
+    """Draws the training's SILog and the tuning split's AbsRel by step, a thin line a seed."""
     figure = Figure(figsize=(12, 4.5), dpi=110)
-    FigureCanvasAgg(figure)
     axes = figure.subplots(1, 2)
     for number, (arm, runs) in enumerate(tested.items()):
         for i, run in enumerate(runs):
@@ -283,7 +276,7 @@ def _draw_curves(tested: dict[str, list[Run]], path: pathlib.Path) -> None:
 
 
 def _curves(run: Run) -> dict[str, list[tuple[int, float]]]:
-    """(step, SILog) of batches with LiDAR and (step, AbsRel), the last of the finished run."""
+    """(step, SILog) of batches with LiDAR; (step, AbsRel), the last one of the finished run."""
     lines = (run.folder / "metrics.jsonl").read_text().splitlines()
     records = [json.loads(line) for line in lines]
     curves = {
@@ -296,11 +289,10 @@ def _curves(run: Run) -> dict[str, list[tuple[int, float]]]:
 
 
 def _draw_samples(study: Study, runs: dict[str, Run]) -> list[str]:
-    """Evenly spaced samples of the test data, a row an arm; returns the files' names."""
+    """Draws evenly spaced samples of the test data, a row an arm; returns the files' names."""
     test = study.test
     source, cameras = pipeline.open_data(test.data, test.data.eval_split)
-    count = min(test.evaluation.pictures, len(source))
-    indices = np.linspace(0, len(source) - 1, count).round().astype(int).tolist()
+    indices = evenly_spaced(test.evaluation.pictures, len(source))
     on_devices = sharding.batch_sharding(sharding.make_mesh(test.mesh))
     predicts = {arm: _predictor(run) for arm, run in runs.items()}
     names = []

@@ -20,7 +20,7 @@ from fsmde_jax.models.weights import hub_config
 from fsmde_jax.run import sharding, teacher_outputs
 from fsmde_jax.run.state import Model, count_parameters, init_state
 from fsmde_jax.tasks import Task, make_task
-from fsmde_jax.train.loop import make_optimizer, make_train_step
+from fsmde_jax.train.step import make_optimizer, make_train_step
 
 GIB = 2.0**30
 

@@ -10,7 +10,8 @@ import pytest
 from flax import nnx
 from tiny_run import tiny_config
 
-from fsmde_jax.benchmark import inference, timing
+from fsmde_jax.benchmark import inference, report, timing, training
+from fsmde_jax.benchmark.input import input_rate
 from fsmde_jax.losses.objective import silog_on_lidar
 from fsmde_jax.models.student import Student, StudentConfig
 
@@ -94,20 +95,20 @@ def test_report_has_every_section(monkeypatch, tmp_path, capsys):
         monkeypatch.setattr(sys.modules["torch"], "compile", lambda module: module)
     config = tiny_config(tmp_path)
     ceilings = timing.Ceilings(1e12, 1e11)
-    rows = inference.inference(config, ["tiny"], [1], 1, ceilings)
+    rows = inference.measure(config, ["tiny"], [1], 1, ceilings)
     names = [row["what"] for row in rows]
     assert names[0] == "tiny, jax" and names[-1].startswith("teacher dpt")
     assert all(row["relative error"] is None or row["relative error"] < 1e-4 for row in rows)
     assert rows[0]["GFLOP"] > 0 and rows[0]["memory (MiB)"] > 0
     # One training step is compiled, not three: they are a minute of compilation.
-    step = inference._step(config, source="cached")
-    monkeypatch.setattr(inference, "_step", lambda *args, **kwargs: step)
-    steps = inference.training(config, 1, ceilings)
+    step = training._step(config, source="cached")
+    monkeypatch.setattr(training, "_step", lambda *args, **kwargs: step)
+    steps = training.measure(config, 1, ceilings)
     assert [row["step"] for row in steps][:2] == ["supervised, jax", "cached teacher, jax"]
-    assert inference.input_rate(config) == []
+    assert input_rate(config) == []
     assert "prepare it first" in capsys.readouterr().out
     json.dumps([rows, steps])
-    assert len(timing.markdown(rows)) == len(rows) + 2
+    assert len(report.table(rows).splitlines()) == len(rows) + 2
 
 
 def test_each_turn_warms_up_what_it_times():
@@ -115,4 +116,4 @@ def test_each_turn_warms_up_what_it_times():
     times = timing.in_turns({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 2)
     assert calls == ["a", "a", "b", "b"] * 2
     assert set(times) == {"a", "b"}
-    assert timing.markdown([{"x": None, "y": 1234.5, "z": "t"}])[-1] == "| - | 1234 | t |"
+    assert report.table([{"x": None, "y": 1234.5, "z": "t"}]).endswith("\n| - | 1234 | t |")

@@ -25,7 +25,7 @@ from fsmde_jax import config as config_lib
 from fsmde_jax.config import SCALINGS, ConfigError
 from fsmde_jax.data import lidar, pipeline, prepared
 from fsmde_jax.data.readers import dgp
-from fsmde_jax.evaluate import measure, metrics, protocols, scoring
+from fsmde_jax.evaluate import measure, metrics, protocols, report, scoring
 from fsmde_jax.evaluate.depth_maps import Predictions
 from fsmde_jax.prepare.folder import prepare
 from fsmde_jax.run import sharding
@@ -274,7 +274,7 @@ def test_a_short_last_batch_is_left_out_and_said(ddad):
     assert found["ten"]["covered"] == {"images": 16, "of": 18}
     assert sum(found["ten"]["images"].values()) == 4  # two batches of two cameras
     found["ten"]["scaling"] = "metric"
-    assert "8 of 9 samples (whole batches of 4)" in measure.about(ddad, found)["text"]
+    assert "8 of 9 samples (whole batches of 4)" in report.about(ddad, found)["text"]
 
 
 def test_a_split_shorter_than_a_batch_is_refused_by_name(ddad):
@@ -290,7 +290,7 @@ def test_everything_that_changes_a_figure_is_among_the_settings(folder, ddad):
     def settings(**changes):
         config = config_of(folder / "data", changes.pop("dataset", "ddad"), "24x40")
         config.evaluation.update(changes)
-        return measure.about(config, found)["settings"]
+        return report.about(config, found)["settings"]
 
     plain = settings()
     assert plain["protocol"] == "ssdepth" and plain["mirroring"] == "none"
@@ -341,7 +341,7 @@ def test_each_camera_is_mirrored_where_it_is(ddad):
         seen.append(jax.device_get(batch))
         return jnp.ones((1, 2, 3, 5))
 
-    measure._mirror_averaged(predict, inverse=False)(jax.tree.map(jnp.asarray, batch))
+    protocols.mirror_averaged(predict, inverse=False)(jax.tree.map(jnp.asarray, batch))
     direct, mirrored = seen
     np.testing.assert_array_equal(direct["image"], image)
     np.testing.assert_array_equal(mirrored["image"], image[:, :, :, ::-1])

@@ -5,7 +5,7 @@ import pytest
 from result_scores import ABOUT, CAMERAS, SCENES, fill, filled, write
 
 from fsmde_jax.errors import UserError
-from fsmde_jax.evaluate import metrics, results
+from fsmde_jax.evaluate import averages, comparison, metrics, results, scoring, tables
 from fsmde_jax.evaluate.protocols import PROTOCOLS
 
 
@@ -27,9 +27,9 @@ def test_each_protocol_averages_its_own_way(protocol):
 
 def test_the_order_of_images_changes_nothing():
     whole, _ = filled()
-    shuffled = results.Scores.empty(CAMERAS, 4, PROTOCOLS["ssdepth"])
+    shuffled = averages.Scores.empty(CAMERAS, 4, PROTOCOLS["ssdepth"])
     images = []
-    recorder = results.Scores.empty(CAMERAS, 4, PROTOCOLS["ssdepth"])
+    recorder = averages.Scores.empty(CAMERAS, 4, PROTOCOLS["ssdepth"])
     recorder.add = lambda *image: images.append(image)
     fill(recorder)
     for image in images[::-1]:
@@ -39,7 +39,7 @@ def test_the_order_of_images_changes_nothing():
 
 
 def test_groups_wait_for_all_of_theirs():
-    groups = results.Groups(np.array([0, 0, 1, 0]))
+    groups = scoring.Groups(np.array([0, 0, 1, 0]))
     assert groups.add(3, "d") is None
     assert groups.add(2, "c") == {2: "c"}
     assert groups.add(0, "a") is None
@@ -48,22 +48,22 @@ def test_groups_wait_for_all_of_theirs():
 
 def test_nothing_to_average_is_said():
     with pytest.raises(UserError, match="no image had a valid LiDAR pixel"):
-        results.Scores.empty(CAMERAS, 4, PROTOCOLS["packnet"]).compute(SCENES)
+        averages.Scores.empty(CAMERAS, 4, PROTOCOLS["packnet"]).compute(SCENES)
 
 
 def test_one_scene_has_no_interval():
-    scores = results.Scores.empty(CAMERAS, 1, PROTOCOLS["ssdepth"])
+    scores = averages.Scores.empty(CAMERAS, 1, PROTOCOLS["ssdepth"])
     scores.add(0, np.ones((2, 4, 7)), np.ones((2, 4)))
     found = scores.compute(("only",))
     assert found["interval"] is None
-    assert "±" not in results.mean_table({"m": found})
+    assert "±" not in tables.mean_table({"m": found})
 
 
 def test_comparison_is_paired_and_read_back_from_files(tmp_path):
     scores, _ = filled()
     better, _ = filled(factor=0.9)
     first, second = write(tmp_path / "a", scores), write(tmp_path / "b", better)
-    row = results.compare(first, second)["abs_rel"]
+    row = comparison.compare(first, second)["abs_rel"]
     assert row["percent"] == pytest.approx(-10)
     assert row["first"] == pytest.approx(scores.compute(SCENES)["mean"]["abs_rel"])
     low, high = row["interval"]
@@ -71,7 +71,7 @@ def test_comparison_is_paired_and_read_back_from_files(tmp_path):
     own = first["methods"]["m"]["interval"]["abs_rel"]
     assert low < row["difference"] < high < 0
     assert high - low < 0.3 * (own[1] - own[0])
-    text = results.comparison_table(results.compare(first, second), ["a", "b"])
+    text = tables.comparison_table(comparison.compare(first, second), ["a", "b"])
     assert f"| {row['difference']:+.4f} |" in text and "| -10.0 |" in text
 
 
@@ -80,7 +80,7 @@ def test_a_comparison_with_itself_is_zero(tmp_path, average):
     protocol = next(name for name, p in PROTOCOLS.items() if p.average == average)
     scores, _ = filled(protocol)
     content = write(tmp_path, scores, average=average)
-    for name, row in results.compare(content, content).items():
+    for name, row in comparison.compare(content, content).items():
         assert row["difference"] == 0 and row["interval"] == [0, 0], name
         assert row["first"] == pytest.approx(scores.compute(SCENES)["mean"][name])
 
@@ -90,9 +90,9 @@ def test_other_settings_or_images_are_refused(tmp_path):
     fewer, _ = filled(samples=2)
     one, other = write(tmp_path / "a", scores), write(tmp_path / "b", scores, protocol="packnet")
     with pytest.raises(UserError, match=r"protocol is 'ssdepth'.*'packnet' in the second"):
-        results.compare(one, other)
+        comparison.compare(one, other)
     with pytest.raises(UserError, match="20 in 4 scenes and 12 in 4"):
-        results.compare(one, write(tmp_path / "c", fewer))
+        comparison.compare(one, write(tmp_path / "c", fewer))
     (tmp_path / "d.json").write_text("{}")
     with pytest.raises(UserError, match=r"d\.json is no results file"):
         results.read(tmp_path / "d.json")
@@ -114,7 +114,7 @@ def test_whatever_changes_a_figure_keeps_results_apart(tmp_path, setting, other)
     scores, _ = filled()
     one = write(tmp_path / "a", scores)
     with pytest.raises(UserError, match=rf"cannot be compared: {setting} is .*{other}"):
-        results.compare(one, write(tmp_path / "b", scores, **{setting: other}))
+        comparison.compare(one, write(tmp_path / "b", scores, **{setting: other}))
 
 
 def test_a_method_of_another_scaling_than_the_first_is_told_apart():
@@ -125,7 +125,7 @@ def test_a_method_of_another_scaling_than_the_first_is_told_apart():
         for scaling in ("metric", "median_image")
     )
     with pytest.raises(UserError, match="scaling is 'metric' in the first, 'median_image' in"):
-        results.compare(metric, median)
+        comparison.compare(metric, median)
 
 
 @pytest.mark.parametrize(
@@ -150,7 +150,7 @@ def test_figures_of_before_are_called_by_what_they_are(tmp_path, protocol, text,
     assert read["short_batch"] == ("counted" if protocol == "vfdepth" else "none")
     mirrored = write(tmp_path / "new", scores, protocol="surrounddepth", mirroring="ramps")
     with pytest.raises(UserError, match="mirroring is "):
-        results.compare(found, mirrored)
+        comparison.compare(found, mirrored)
 
 
 @pytest.mark.parametrize("scenes", [8, 30])
@@ -167,13 +167,13 @@ def test_paired_intervals_cover_the_truth_at_their_rate(scenes):
         base = level + rng.normal(0, 0.02, scenes)
         pair = []
         for value in (base, base + level * effect):
-            scores = results.Scores.empty(("A",), scenes, PROTOCOLS["ssdepth"])
+            scores = averages.Scores.empty(("A",), scenes, PROTOCOLS["ssdepth"])
             scores.sums[:, 0, -1, :] = (value * images)[:, None]
             scores.counts[:, 0, -1] = images
             scores.sums[:, 1], scores.counts[:, 1] = scores.sums[:, 0], scores.counts[:, 0]
             names = [str(s) for s in range(scenes)]
             pair.append({"about": ABOUT, "methods": {"m": scores.compute(names)}})
-        low, high = results.compare(*pair)["abs_rel"]["interval"]
+        low, high = comparison.compare(*pair)["abs_rel"]["interval"]
         covered += low < truth < high
     # 400 draws at 95 % stay between 92 and 98 % but for one in a hundred times.
     assert 0.92 <= covered / 400 <= 0.98, covered
@@ -185,7 +185,7 @@ def test_tables_name_methods_cameras_ranges_and_scenes():
     scores.add_cross_view(1, np.array([0.3, np.nan]))
     found = scores.compute(SCENES)
     assert found["cross_view"] == {"scale_spread": 0.2, "overlap_disagreement": 0.2}
-    text = results.describe(ABOUT, {"student": found})
+    text = tables.describe(ABOUT, {"student": found})
     for part in (
         "| student |",
         "| A |",
@@ -195,5 +195,5 @@ def test_tables_name_methods_cameras_ranges_and_scenes():
         "scale_spread",
     ):
         assert part in text
-    assert "| three |" not in results.describe(ABOUT, {"student": found}, scenes=False)
+    assert "| three |" not in tables.describe(ABOUT, {"student": found}, scenes=False)
     assert set(found["mean"]) == set(metrics.NAMES)

@@ -20,7 +20,8 @@ from fsmde_jax.errors import UserError
 from fsmde_jax.evaluate import measure, metrics
 from fsmde_jax.evaluate.depth_maps import Predictions
 from fsmde_jax.pictures import point_cloud
-from fsmde_jax.pictures.ring import depth_colours, draw_ring
+from fsmde_jax.pictures.colours import depth_colours
+from fsmde_jax.pictures.ring import draw_ring
 from fsmde_jax.predict import inputs, photos, writer
 from fsmde_jax.prepare.folder import prepare
 from fsmde_jax.train import loop

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from fsmde_jax import cli
-from fsmde_jax.benchmark import timing
+from fsmde_jax.benchmark import report, timing
 from fsmde_jax.models.layers import convolution, winograd
 
 REPEATS = 11
@@ -109,7 +109,7 @@ def main() -> None:
     print(f"# Convolutions on a CPU\n\n`python {sys.argv[0]}`\n\n{timing.machine()}")
     print(f"torch {torch.__version__}. Milliseconds, medians of {REPEATS} turns: the convolution,")
     print("the gradient by its maps, and that by its kernel as XLA and as `winograd.py` has it.\n")
-    print("\n".join(timing.markdown(rows)))
+    print(report.table(rows))
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import time
 import numpy as np
 import protocol_reference
 
+from fsmde_jax import markdown
 from fsmde_jax.benchmark import timing
 from fsmde_jax.config import default_config
 from fsmde_jax.evaluate import metrics, protocols, scoring
@@ -112,6 +113,5 @@ if __name__ == "__main__":
         "",
     ]
     lines += [timing.machine(), "", __doc__.split("\n\n")[2].strip(), ""]
-    lines += ["| " + " | ".join(rows[0]) + " |", "| --- " * len(rows[0]) + "|"]
-    lines += ["| " + " | ".join(row.values()) + " |" for row in rows]
+    lines += [markdown.table(list(rows[0]), [list(row.values()) for row in rows])]
     print("\n".join(lines))

@@ -10,7 +10,7 @@ from fsmde_jax.data import pipeline
 from fsmde_jax.run import sharding, state
 from fsmde_jax.run.load import place_model
 from fsmde_jax.tasks import make_task
-from fsmde_jax.train import loop
+from fsmde_jax.train import step as train_step
 
 
 @pytest.fixture(scope="module")
@@ -32,9 +32,9 @@ class OneStep:
         task = make_task(config)
         model = state.Model(task, config.seed)
         self.frozen, self.teacher, self.name = place_model(config, model, self.mesh)
-        start = state.init_state(*model.init(), loop.make_optimizer(config), ema=False)
+        start = state.init_state(*model.init(), train_step.make_optimizer(config), ema=False)
         self.state = jax.device_put(start, sharding.replicated(self.mesh))
-        self.step = loop.make_train_step(config, task, model, self.mesh)
+        self.step = train_step.make_train_step(config, task, model, self.mesh)
 
     def run(self, batch):
         batch = pipeline.put_on_devices(batch, sharding.batch_sharding(self.mesh))
@@ -54,7 +54,7 @@ def host_batches(config):
 @pytest.mark.parametrize(("devices", "fsdp"), [(8, 1), (8, 4)])
 def test_sharded_step_equals_the_one_device_step(config, host_batches, devices, fsdp, monkeypatch):
     """With plain gradient descent: Adam's first step is a sign, which rounding can turn."""
-    monkeypatch.setattr(loop, "make_optimizer", lambda config: optax.sgd(1.0))
+    monkeypatch.setattr(train_step, "make_optimizer", lambda config: optax.sgd(1.0))
     single = OneStep(config, 1).run(host_batches[0])
     sharded = OneStep(config, devices, fsdp).run(host_batches[0])
     for name, value in single[1].items():

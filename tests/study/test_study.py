@@ -22,7 +22,7 @@ from fsmde_jax.cache_teacher import fill
 from fsmde_jax.config import ConfigError
 from fsmde_jax.errors import UserError
 from fsmde_jax.evaluate import __main__ as evaluate_command
-from fsmde_jax.evaluate import measure, metrics, results
+from fsmde_jax.evaluate import averages, comparison, intervals, measure, metrics, results
 from fsmde_jax.evaluate.protocols import PROTOCOLS
 from fsmde_jax.study import execute, report
 from fsmde_jax.study.plan import Study, default_study
@@ -521,7 +521,7 @@ def test_the_command_refuses_a_wrong_study_in_one_line(tmp_path):
 
 def content(*scenes):
     """Results of one camera, an image a scene, of these AbsRels."""
-    scores = results.Scores.empty(("A",), len(scenes), PROTOCOLS["ssdepth"])
+    scores = averages.Scores.empty(("A",), len(scenes), PROTOCOLS["ssdepth"])
     for scene, abs_rel in enumerate(scenes):
         sums = np.zeros((1, len(metrics.RANGES_M), len(metrics.NAMES)))
         sums[0, 0] = abs_rel
@@ -547,8 +547,8 @@ def test_figures_over_seeds_are_those_worked_out_by_hand():
     assert row["difference"] == pytest.approx(-0.15)
     assert row["percent"] == pytest.approx(100 * (0.2 / 0.35 - 1))
     by_scene = np.array([-0.1, -0.1, -0.25])  # of the means over seeds
-    replicates = results.resample(3) @ by_scene / 3
-    assert row["interval"] == pytest.approx(results.expanded_interval(replicates, 3))
+    replicates = intervals.resample(3) @ by_scene / 3
+    assert row["interval"] == pytest.approx(intervals.expanded_interval(replicates, 3))
     assert found["ckd"]["where"] == {"A": pytest.approx(0.2), "0-20 m": pytest.approx(0.2)}
     again = report.compare(contents, "ckd", "supervised")["abs_rel"]
     assert again["difference"] == pytest.approx(0.15)
@@ -558,7 +558,7 @@ def test_figures_over_seeds_are_those_worked_out_by_hand():
 
 def test_seeds_of_other_images_are_not_averaged():
     with pytest.raises(UserError, match="3 in 3 scenes and 2 in 2"):
-        results.average_seeds([content(0.1, 0.2, 0.3), content(0.1, 0.2)])
+        comparison.average_seeds([content(0.1, 0.2, 0.3), content(0.1, 0.2)])
 
 
 # The benchmark

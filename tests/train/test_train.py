@@ -33,6 +33,8 @@ from fsmde_jax.run import checkpoints, fork, identity, sharding, state
 from fsmde_jax.run.load import load_student, load_trained, place_model
 from fsmde_jax.tasks import make_task
 from fsmde_jax.train import loop
+from fsmde_jax.train.log import MetricsWriter, Timer
+from fsmde_jax.train.step import make_optimizer
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +110,7 @@ def read_events(path):
 def test_muon_turns_kernels_by_orthogonal_matrices_as_large_as_adamws_updates(config):
     config = config.copy_and_resolve_references()
     config.optimizer.update({"name": "muon", "warmup_fraction": 0.0, "weight_decay": 0.0})
-    optimizer = loop.make_optimizer(config)
+    optimizer = make_optimizer(config)
     values = np.random.default_rng(0).standard_normal
     kernel = values((3, 3, 4, 8)) * np.geomspace(1, 10, 8)
     grads = {"kernel": jnp.asarray(kernel), "bias": jnp.asarray(values(8))}
@@ -136,7 +138,7 @@ class Parts(nnx.Module):
 def test_embeddings_depthwise_kernels_and_norms_neither_decay_nor_turn_by_muon(config, name):
     config = config.copy_and_resolve_references()
     config.optimizer.update({"name": name, "warmup_fraction": 0.0, "weight_decay": 0.1})
-    optimizer = loop.make_optimizer(config)
+    optimizer = make_optimizer(config)
     shapes = nnx.state(nnx.eval_shape(Parts), nnx.Param)
     params = jax.tree.map(lambda leaf: jnp.ones(leaf.shape), shapes)
     zeros = jax.tree.map(jnp.zeros_like, params)
@@ -170,7 +172,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     class Killed(Exception):
         pass
 
-    original = loop.Timer.tick
+    original = Timer.tick
 
     def tick(self, step):
         if step == 5:
@@ -178,7 +180,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
         original(self, step)
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(loop.Timer, "tick", tick)
+        patch.setattr(Timer, "tick", tick)
         loop.train(config, tmp_path / "run")
     assert loop.train(config, tmp_path / "run") is None
     assert read_metrics(tmp_path / "run") == read_metrics(finished)
@@ -300,7 +302,7 @@ def test_a_refused_first_start_leaves_no_folder(config, tmp_path):
 def test_metrics_are_rewritten_whole_and_what_cannot_be_read_is_kept(tmp_path, caplog):
     lines = ['{"step": 1}', '{"step": 2}', '{"stop": 3}', '{"step": 4}', '{"st']
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
-    writer = loop.MetricsWriter(tmp_path, 3)
+    writer = MetricsWriter(tmp_path, 3)
     assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1}\n{"step": 2}\n'
     assert (tmp_path / "metrics.jsonl.damaged").read_text() == "\n".join(lines)
     assert "1 lines of" in caplog.text
@@ -311,20 +313,20 @@ def test_metrics_are_rewritten_whole_and_what_cannot_be_read_is_kept(tmp_path, c
     (events,) = tmp_path.glob("events.*")
     assert b"train/loss" in events.read_bytes() and b"ring" in events.read_bytes()
     (tmp_path / "metrics.jsonl").unlink()
-    loop.MetricsWriter(tmp_path, 3).close()
+    MetricsWriter(tmp_path, 3).close()
     assert "the lines before step 3 are lost" in caplog.text
 
 
 def test_metrics_of_a_run_that_begins_anew_are_kept(tmp_path):
     """Its checkpoints are gone, or the file is the user's own."""
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
-    loop.MetricsWriter(tmp_path, 0).close()
+    MetricsWriter(tmp_path, 0).close()
     assert (tmp_path / "metrics.jsonl").read_text() == ""
     assert (tmp_path / "metrics.jsonl.earlier").read_text() == '{"step": 1}\n'
 
 
 def test_a_full_disk_ends_events_with_an_error_and_not_in_silence(tmp_path):
-    writer = loop.MetricsWriter(tmp_path, 0)
+    writer = MetricsWriter(tmp_path, 0)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
     try:

@@ -10,6 +10,7 @@ import numpy as np
 from fsmde_jax.data.readers.recording import RecordingError
 from fsmde_jax.errors import UserError
 from fsmde_jax.pictures import ring
+from fsmde_jax.pictures.above import draw_from_above
 from fsmde_jax.prepare.check_rig import geometry, images
 from fsmde_jax.prepare.check_rig.frame import Finding, Frame, evenly, project, read
 
@@ -85,7 +86,7 @@ def _draw(frame: Frame, out: Path) -> None:
     """The ring from above, and LiDAR over every image."""
     cameras, points_m = frame.sample.cameras, frame.world_points_m()
     name = frame.sample.scene_id.replace("/", "_")
-    ring.draw_from_above(
+    draw_from_above(
         [camera.name for camera in cameras],
         np.stack([camera.vehicle_from_camera for camera in cameras]),
         np.stack([camera.intrinsics for camera in cameras]),
