@@ -1,13 +1,15 @@
 """Every key a run understands, with its default; a key that is not here is refused.
 
-Files in `configs/` start from `default_config()`, which is locked: a misspelt key is an error
-there and on the command line.
+The files of `fsmde_jax/configs` start from `default_config()`, which is locked: a misspelt key is
+an error there and on the command line.
 """
 
 import fnmatch
+import importlib.util
 import json
 import os
 import pathlib
+import traceback
 from typing import Any
 
 import ml_collections
@@ -15,13 +17,14 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 from fsmde_jax import files
-from fsmde_jax.errors import UserError, differences
+from fsmde_jax.errors import UserError, did_you_mean, differences
 
 
 class ConfigError(UserError):
     """A value of the config cannot work; the text names the key and what to do."""
 
 
+SHIPPED = pathlib.Path(__file__).with_name("configs")
 CONFIG_FILE = "config.json"
 HEAD_FOLDER = "teacher_head"  # in a run's folder: the run that trained its teacher's head
 _PATHS_IN_RUN = ("head_weights", "cache_dir")  # of `teacher`
@@ -77,6 +80,46 @@ def default_config() -> ConfigDict:
     config.mesh = ConfigDict({"data": -1, "fsdp": 1})
     config.lock()
     return config
+
+
+def from_file(text: str) -> ConfigDict:
+    """The config that a text names, as `--config=` takes it.
+
+    Args:
+      text: a Python file with `get_config` ("mine.py"), or the name of a config of the package
+        ("demo"). After a colon a variant, which `get_config` gets ("demo:supervised").
+
+    Raises `ConfigError` with the file's line where that has a fault.
+    """
+    name, _, variant = text.partition(":")
+    file = _config_file(name)
+    spec = importlib.util.spec_from_file_location("config", file)
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        return module.get_config(*([variant] if variant else []))
+    except UserError:
+        raise
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [frame.lineno for frame in frames if frame.filename == str(file)]
+        where = f"{file}, line {lines[-1]}" if lines else str(file)
+        raise ConfigError(f"{where}: {type(error).__name__}: {error}") from error
+
+
+def _config_file(name: str) -> pathlib.Path:
+    shipped = {file.stem: file for file in sorted(SHIPPED.glob("[!_]*.py"))}
+    if name in shipped:
+        return shipped[name]
+    file = pathlib.Path(name)
+    hint = did_you_mean(file.stem, shipped)
+    if file.suffix != ".py":
+        raise ConfigError(
+            f"there is no config {name!r}: name a .py file, or one of {', '.join(shipped)}{hint}"
+        )
+    if not file.is_file():
+        raise ConfigError(f"there is no file {name}{hint}")
+    return file
 
 
 def load_config(workdir: pathlib.Path) -> ConfigDict:

@@ -1,6 +1,7 @@
 """The base of every error that a user can mend, and how differences are named in them."""
 
-from collections.abc import Mapping
+import difflib
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 
@@ -15,3 +16,9 @@ def differences(found: Mapping[str, Any], expected: Mapping[str, Any], where: st
         for key, value in expected.items()
         if found.get(key) != value
     )
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The end of an error about a name that is not known: the nearest one, if any is near."""
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {near[0]}?" if near else ""

@@ -1,6 +1,5 @@
 import json
 import pathlib
-import runpy
 import subprocess
 import sys
 
@@ -17,7 +16,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 
 def load(name):
-    return runpy.run_path(str(ROOT / "configs" / name))["get_config"]
+    return lambda variant="": config_lib.from_file(f"{ROOT}/configs/{name}:{variant}")
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,6 @@ import json
 import logging
 import math
 import pathlib
-import runpy
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -28,8 +27,8 @@ def default_study() -> ConfigDict:
     """Every key of a study, locked against unknown ones."""
     study = ConfigDict(convert_dict=False)  # arms and trials are plain dicts
     study.name = "study"
-    # The runs' config and the one whose `data` and `evaluation` are the test: files, with a
-    # variant if need be, as `fsmde_jax.main --config=` takes them.
+    # The runs' config, and the one whose `data` and `evaluation` are the test, as
+    # `fsmde_jax.main --config=` takes them: files or names, with a variant if need be.
     study.base = ""
     study.test = ""
     study.arms = {}  # by name, {key of the base config: value}
@@ -228,11 +227,10 @@ def _command(job: str, config: str, folder: pathlib.Path, overrides: dict[str, A
 
 
 def _load(text: str, key: str) -> ConfigDict:
-    """The config of a file, with its variant after a colon."""
-    file, _, variant = text.partition(":")
-    if not pathlib.Path(file).is_file():
-        raise ConfigError(f"{key} is {text!r}: there is no such file; name a config of runs")
-    return runpy.run_path(file)["get_config"](*([variant] if variant else []))
+    try:
+        return config_lib.from_file(text)
+    except ConfigError as error:
+        raise ConfigError(f"{key} is {text!r}: {error}") from error
 
 
 def _check(config: ConfigDict, base: ConfigDict) -> None:
