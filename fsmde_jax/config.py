@@ -158,12 +158,17 @@ def save_config(config: ConfigDict, folder: pathlib.Path, run: pathlib.Path | No
     Args:
       run: the run's folder if that is not `folder` itself.
     """
+    files.write_text(folder / CONFIG_FILE, as_json(config, folder, run) + "\n")
+
+
+def as_json(config: ConfigDict, folder: pathlib.Path, run: pathlib.Path | None = None) -> str:
+    """The text of config.json; arguments as of `save_config`."""
     config, root = config.copy_and_resolve_references(), (run or folder).resolve()
     for key in _PATHS_IN_RUN:
         named = pathlib.Path(config.teacher[key])
         if config.teacher[key] and named.resolve().is_relative_to(root):
             config.teacher[key] = os.path.relpath(named.resolve(), folder.resolve())
-    files.write_text(folder / CONFIG_FILE, config.to_json_best_effort(indent=2) + "\n")
+    return config.to_json_best_effort(indent=2)
 
 
 def refuse_other_config(config: ConfigDict, workdir: pathlib.Path, started: bool) -> None:

@@ -1,12 +1,13 @@
-"""Does a student's confidence know where its depth is wrong?
+"""Measures what a student's confidence is worth: does it know where depth is wrong?
 
     python -m fsmde_jax.evaluate.sparsification --checkpoint=runs/demo --out=DIR
 
-Leaves out the least confident of the validation split's LiDAR pixels, more and more of them, and
-measures AbsRel of the rest: a curve that falls says that it does. The oracle leaves out the pixels
-of the largest error. The area between the two, as a share of the error of all pixels, is AUSE (Ilg
-et al., arXiv 1802.07062): 0 is the oracle; confidence that says nothing has the oracle's distance
-to the level line. Writes `sparsification.md`, `.json` and `.png`.
+Leaves out the least confident of the validation split's LiDAR pixels, more and more
+of them, and measures AbsRel of the rest: a curve that falls says that it does. The
+oracle leaves out the pixels of the largest error. The area between the two, as a
+share of the error of all pixels, is AUSE (Ilg et al., arXiv 1802.07062): 0 is the
+oracle; confidence that says nothing has the oracle's distance to the level line.
+Writes sparsification.md, .json and .png.
 """
 
 import pathlib
@@ -14,7 +15,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from absl import app, flags
+from absl import flags
 from jaxtyping import Float
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
@@ -134,22 +135,24 @@ def _draw(found: dict[str, np.ndarray], path: pathlib.Path) -> None:
         figure.savefig(partial, dpi=110)
 
 
+def define_flags() -> None:
+    """The command's flags."""
+    flags.DEFINE_string("checkpoint", None, "The run's folder.", required=True)
+    flags.DEFINE_string("out", None, "Folder of the report; replaces one.", required=True)
+
+
 def main(_) -> None:
     """Measures and prints the table."""
     cli.set_up()
-    workdir, out = pathlib.Path(CHECKPOINT.value), pathlib.Path(OUT.value)
-    with cli.errors_as_lines():
-        config = config_lib.load_config(workdir)
-        run = f"{config.name} in {workdir.resolve().name}"
-        refuse_foreign(out, run)
-        error, confidence = measure(config, workdir)
-        title = f"`{config.name}`: {len(error)} pixels of {config.data.eval_split!r}."
-        with files.owned(out, f"writing the report {out}"):
-            print(write(curves(error, confidence), title, run, out))
+    workdir, out = pathlib.Path(flags.FLAGS.checkpoint), pathlib.Path(flags.FLAGS.out)
+    config = config_lib.load_config(workdir)
+    run = f"{config.name} in {workdir.resolve().name}"
+    refuse_foreign(out, run)
+    error, confidence = measure(config, workdir)
+    title = f"`{config.name}`: {len(error)} pixels of {config.data.eval_split!r}."
+    with files.owned(out, f"writing the report {out}"):
+        print(write(curves(error, confidence), title, run, out))
 
 
 if __name__ == "__main__":
-    CHECKPOINT = flags.DEFINE_string("checkpoint", None, "The run's folder.")
-    OUT = flags.DEFINE_string("out", None, "Folder of the report; one that is there is replaced.")
-    flags.mark_flags_as_required(["checkpoint", "out"])
-    app.run(main)
+    cli.start(__name__)
