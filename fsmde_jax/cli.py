@@ -57,7 +57,7 @@ def fsmde() -> None:
     if name == "--version":
         print(f"fsmde_jax {fsmde_jax.__version__}")
     elif name in _HELP:
-        print(f"{fsmde_jax.__doc__}\n")
+        print(fsmde_jax.__doc__.splitlines()[0] + "\n")
         for command, (_, does) in COMMANDS.items():
             print(f"  fsmde {command:<15} {does}")
         print("\nfsmde COMMAND --help shows how to use one; fsmde --version says which this is.")

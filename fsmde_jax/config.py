@@ -26,6 +26,8 @@ class ConfigError(UserError):
 
 SHIPPED = pathlib.Path(__file__).with_name("configs")
 CONFIG_FILE = "config.json"
+_FORMAT = 2  # of config.json; in format 1 `student.canonical_focal_px` was of the shrunk images
+_MEND = "Bring it back from a copy, or remove it and give the command with the run's own config"
 HEAD_FOLDER = "teacher_head"  # in a run's folder: the run that trained its teacher's head
 _PATHS_IN_RUN = ("head_weights", "cache_dir")  # of `teacher`
 # What a run may go on with changed. The weights behind paths are compared by their fingerprints.
@@ -131,7 +133,7 @@ def load_config(workdir: pathlib.Path) -> ConfigDict:
     file = workdir / CONFIG_FILE
     if not file.is_file():
         raise ConfigError(f"{workdir} is no run's folder: there is no {file}")
-    config, values = default_config(), _read_config(file)
+    config, values = default_config(), read_config(file)
     values["teacher"].pop("head_stage", None)
     try:
         config.update(values)
@@ -168,7 +170,8 @@ def as_json(config: ConfigDict, folder: pathlib.Path, run: pathlib.Path | None =
         named = pathlib.Path(config.teacher[key])
         if config.teacher[key] and named.resolve().is_relative_to(root):
             config.teacher[key] = os.path.relpath(named.resolve(), folder.resolve())
-    return config.to_json_best_effort(indent=2)
+    values = json.loads(config.to_json_best_effort())
+    return json.dumps({"format": _FORMAT, **values}, indent=2)
 
 
 def refuse_other_config(config: ConfigDict, workdir: pathlib.Path, started: bool) -> None:
@@ -179,7 +182,7 @@ def refuse_other_config(config: ConfigDict, workdir: pathlib.Path, started: bool
     """
     if not (workdir / CONFIG_FILE).is_file():
         return
-    saved = flatten(_read_config(workdir / CONFIG_FILE))
+    saved = flatten(read_config(workdir / CONFIG_FILE))
     if not started:
         return
     defaults, wanted = (
@@ -205,14 +208,27 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def _read_config(file: pathlib.Path) -> dict[str, Any]:
-    do = "Bring it back from a copy, or remove it and give the command with the run's own config"
+def input_focal_px(config: ConfigDict) -> float:
+    """`student.canonical_focal_px` in pixels of what the networks get: of the shrunk images."""
+    return config.student.canonical_focal_px / config.data.downscale
+
+
+def read_config(file: pathlib.Path, do: str = _MEND) -> dict[str, Any]:
+    """The values in a run's config.json, as this version means them.
+
+    Raises `UserError` where it is missing or damaged, which tells the user what to `do`.
+    """
     values = files.read_json(file, "the run's config", do)
     sections = [key for key, value in default_config().items() if isinstance(value, ConfigDict)]
     if not isinstance(values, dict) or not isinstance(values.get("teacher"), dict):
         raise ConfigError(f"{file} is not the config of a run of fsmde_jax. {do}")
     if wrong := [key for key in sections if not isinstance(values.get(key, {}), dict)]:
         raise ConfigError(f"{file} is damaged: {wrong[0]!r} is no section of keys. {do}")
+    focal_px = values.get("student", {}).get("canonical_focal_px")
+    downscale = values.get("data", {}).get("downscale")
+    is_old = values.pop("format", 1) == 1
+    if is_old and isinstance(focal_px, float) and isinstance(downscale, int):
+        values["student"]["canonical_focal_px"] = focal_px * downscale
     return values
 
 
@@ -273,6 +289,8 @@ def _student() -> ConfigDict:
     # A hub id, folder or .safetensors file of the size's encoder (the README says which); "" starts
     # from scratch.
     student.encoder_weights = ""
+    # The focal length for which depth is predicted, in pixels of the prepared images; a camera of
+    # another one has its depth scaled by the ratio.
     student.canonical_focal_px = 715.0873
     # What is the mean over the bins: "depth", or "log_depth" or "inverse_depth", which are nearer
     # where bins doubt.

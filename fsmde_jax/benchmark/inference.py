@@ -13,6 +13,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from fsmde_jax.benchmark import timing
+from fsmde_jax.config import input_focal_px
 from fsmde_jax.data import pipeline, prepared
 from fsmde_jax.export import formats
 from fsmde_jax.losses.objective import DISTILLATION
@@ -107,7 +108,7 @@ def _rigs(config: ConfigDict, batch: int) -> tuple[np.ndarray, np.ndarray]:
     """Random images of rigs at the student's size, and plausible intrinsics."""
     n, height, width = dry_run.image_shape(config)
     image = np.random.default_rng(0).integers(0, 256, (batch, n, height, width, 3)).astype(np.uint8)
-    focal = config.student.canonical_focal_px
+    focal = input_focal_px(config)
     intrinsics = np.array([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1]], np.float32)
     return image, np.tile(intrinsics, (batch, n, 1, 1))
 

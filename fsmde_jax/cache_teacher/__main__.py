@@ -5,8 +5,8 @@
         --config.teacher.source=cached
 
 The first command, given again after an interruption, goes on. It trains the teacher's
-head first if need be. --verify=N compares the checksums of a finished cache's files, and
-N random entries with what the teacher says now.
+head first if need be. --verify=N compares the checksums of a finished cache's files,
+and N random entries with what the teacher says now.
 """
 
 import pathlib

@@ -78,7 +78,6 @@ def _small():
     config.data.flip_probability = 0.0
     config.data.jitter = 0.0
     config.student.size = "small"
-    config.student.canonical_focal_px = 715.0873 / 2  # that of 640 px of width, at 320
     config.bins.num_bins = 32
     config.bins.centers_kind = "unbounded"
     config.teacher.weights = "mini-world"

@@ -42,4 +42,4 @@ def _put_on_nuscenes(config):
     config.data.config_name = "352x640"
     config.data.cameras = nuscenes.CAMERAS
     config.data.max_depth_m = 80.0
-    config.student.canonical_focal_px = 500.0 / config.data.downscale  # 500 at 640 px of width
+    config.student.canonical_focal_px = 500.0  # at 640 px of width

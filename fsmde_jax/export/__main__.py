@@ -3,7 +3,7 @@
     python -m fsmde_jax.export --checkpoint=runs/demo --format=onnx --out=exported
 
     orbax      the parameters, for JAX, without optimizer, teacher and data
-    stablehlo  the compiled function, for any JAX without this package, on cpu, cuda, tpu
+    stablehlo  the compiled function, for any JAX without this package; cpu, cuda, tpu
     onnx       standard operators, for onnxruntime, TensorRT and the like
 
 The latter two take any number of samples, from uint8 images and intrinsics to depth in

@@ -190,7 +190,7 @@ class Study:
             return
         # A key that came later had its default then.
         defaults = json.loads(config_lib.default_config().to_json_best_effort())
-        content = files.read_json(file, "the run's config", f"Move {run.folder} away")
+        content = config_lib.read_config(file, f"Move {run.folder} away")
         found = config_lib.flatten(defaults) | config_lib.flatten(content)
         found |= {key: run.overrides[key] for key in self._shared}  # a study may be moved
         wanted = config_lib.flatten(json.loads(config.to_json_best_effort()))
