@@ -1,4 +1,4 @@
-"""How every command begins, and how its errors end."""
+"""The front door: `fsmde`, how every command begins, and how its errors end."""
 
 import contextlib
 import ctypes
