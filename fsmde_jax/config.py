@@ -1,13 +1,15 @@
 """Every key a run understands, with its default; a key that is not here is refused.
 
-Files in `configs/` start from `default_config()`, which is locked: a misspelt key is an error
-there and on the command line.
+The files of `fsmde_jax/configs` start from `default_config()`, which is locked: a misspelt key is
+an error there and on the command line.
 """
 
 import fnmatch
+import importlib.util
 import json
 import os
 import pathlib
+import traceback
 from typing import Any
 
 import ml_collections
@@ -15,14 +17,17 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 from fsmde_jax import files
-from fsmde_jax.errors import UserError, differences
+from fsmde_jax.errors import UserError, did_you_mean, differences
 
 
 class ConfigError(UserError):
     """A value of the config cannot work; the text names the key and what to do."""
 
 
+SHIPPED = pathlib.Path(__file__).with_name("configs")
 CONFIG_FILE = "config.json"
+_FORMAT = 2  # of config.json; in format 1 `student.canonical_focal_px` was of the shrunk images
+_MEND = "Bring it back from a copy, or remove it and give the command with the run's own config"
 HEAD_FOLDER = "teacher_head"  # in a run's folder: the run that trained its teacher's head
 _PATHS_IN_RUN = ("head_weights", "cache_dir")  # of `teacher`
 # What a run may go on with changed. The weights behind paths are compared by their fingerprints.
@@ -79,6 +84,46 @@ def default_config() -> ConfigDict:
     return config
 
 
+def from_file(text: str) -> ConfigDict:
+    """The config that a text names, as `--config=` takes it.
+
+    Args:
+      text: a Python file with `get_config` ("mine.py"), or the name of a config of the package
+        ("demo"). After a colon a variant, which `get_config` gets ("demo:supervised").
+
+    Raises `ConfigError` with the file's line where that has a fault.
+    """
+    name, _, variant = text.partition(":")
+    file = _config_file(name)
+    spec = importlib.util.spec_from_file_location("config", file)
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        return module.get_config(*([variant] if variant else []))
+    except UserError:
+        raise
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [frame.lineno for frame in frames if frame.filename == str(file)]
+        where = f"{file}, line {lines[-1]}" if lines else str(file)
+        raise ConfigError(f"{where}: {type(error).__name__}: {error}") from error
+
+
+def _config_file(name: str) -> pathlib.Path:
+    shipped = {file.stem: file for file in sorted(SHIPPED.glob("[!_]*.py"))}
+    if name in shipped:
+        return shipped[name]
+    file = pathlib.Path(name)
+    hint = did_you_mean(file.stem, shipped)
+    if file.suffix != ".py":
+        raise ConfigError(
+            f"there is no config {name!r}: name a .py file, or one of {', '.join(shipped)}{hint}"
+        )
+    if not file.is_file():
+        raise ConfigError(f"there is no file {name}{hint}")
+    return file
+
+
 def load_config(workdir: pathlib.Path) -> ConfigDict:
     """The configuration a run in `workdir` was made with; its teacher's head is trained.
 
@@ -88,7 +133,7 @@ def load_config(workdir: pathlib.Path) -> ConfigDict:
     file = workdir / CONFIG_FILE
     if not file.is_file():
         raise ConfigError(f"{workdir} is no run's folder: there is no {file}")
-    config, values = default_config(), _read_config(file)
+    config, values = default_config(), read_config(file)
     values["teacher"].pop("head_stage", None)
     try:
         config.update(values)
@@ -115,12 +160,18 @@ def save_config(config: ConfigDict, folder: pathlib.Path, run: pathlib.Path | No
     Args:
       run: the run's folder if that is not `folder` itself.
     """
+    files.write_text(folder / CONFIG_FILE, as_json(config, folder, run) + "\n")
+
+
+def as_json(config: ConfigDict, folder: pathlib.Path, run: pathlib.Path | None = None) -> str:
+    """The text of config.json; arguments as of `save_config`."""
     config, root = config.copy_and_resolve_references(), (run or folder).resolve()
     for key in _PATHS_IN_RUN:
         named = pathlib.Path(config.teacher[key])
         if config.teacher[key] and named.resolve().is_relative_to(root):
             config.teacher[key] = os.path.relpath(named.resolve(), folder.resolve())
-    files.write_text(folder / CONFIG_FILE, config.to_json_best_effort(indent=2) + "\n")
+    values = json.loads(config.to_json_best_effort())
+    return json.dumps({"format": _FORMAT, **values}, indent=2)
 
 
 def refuse_other_config(config: ConfigDict, workdir: pathlib.Path, started: bool) -> None:
@@ -131,7 +182,7 @@ def refuse_other_config(config: ConfigDict, workdir: pathlib.Path, started: bool
     """
     if not (workdir / CONFIG_FILE).is_file():
         return
-    saved = flatten(_read_config(workdir / CONFIG_FILE))
+    saved = flatten(read_config(workdir / CONFIG_FILE))
     if not started:
         return
     defaults, wanted = (
@@ -157,14 +208,27 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def _read_config(file: pathlib.Path) -> dict[str, Any]:
-    do = "Bring it back from a copy, or remove it and give the command with the run's own config"
+def input_focal_px(config: ConfigDict) -> float:
+    """`student.canonical_focal_px` in pixels of what the networks get: of the shrunk images."""
+    return config.student.canonical_focal_px / config.data.downscale
+
+
+def read_config(file: pathlib.Path, do: str = _MEND) -> dict[str, Any]:
+    """The values in a run's config.json, as this version means them.
+
+    Raises `UserError` where it is missing or damaged, which tells the user what to `do`.
+    """
     values = files.read_json(file, "the run's config", do)
     sections = [key for key, value in default_config().items() if isinstance(value, ConfigDict)]
     if not isinstance(values, dict) or not isinstance(values.get("teacher"), dict):
         raise ConfigError(f"{file} is not the config of a run of fsmde_jax. {do}")
     if wrong := [key for key in sections if not isinstance(values.get(key, {}), dict)]:
         raise ConfigError(f"{file} is damaged: {wrong[0]!r} is no section of keys. {do}")
+    focal_px = values.get("student", {}).get("canonical_focal_px")
+    downscale = values.get("data", {}).get("downscale")
+    is_old = values.pop("format", 1) == 1
+    if is_old and isinstance(focal_px, float) and isinstance(downscale, int):
+        values["student"]["canonical_focal_px"] = focal_px * downscale
     return values
 
 
@@ -225,6 +289,8 @@ def _student() -> ConfigDict:
     # A hub id, folder or .safetensors file of the size's encoder (the README says which); "" starts
     # from scratch.
     student.encoder_weights = ""
+    # The focal length for which depth is predicted, in pixels of the prepared images; a camera of
+    # another one has its depth scaled by the ratio.
     student.canonical_focal_px = 715.0873
     # What is the mean over the bins: "depth", or "log_depth" or "inverse_depth", which are nearer
     # where bins doubt.

@@ -1,46 +1,51 @@
-"""Train, then evaluate: `python -m fsmde_jax.main --config=configs/demo.py`.
+"""Trains what a config says, with all that has to exist before, then evaluates.
 
-Kept short: flags, then the config's runs in order. Run the same command again and it goes
-on where it stopped; with `--fork=NEW` a new run starts from its weights (`fsmde_jax/run/fork.py`).
+    python -m fsmde_jax.main --config=demo
+    python -m fsmde_jax.main --config=demo --config.train.steps=2000 --workdir=runs/long
+
+The same command goes on where it stopped. With --fork=NEW a new run starts from
+the weights of the one in --workdir (`fsmde_jax/run/fork.py`).
 """
 
 import pathlib
 import sys
 
 from absl import flags
-from ml_collections import config_flags
 
-from fsmde_jax import cli, make
+from fsmde_jax import cli
 from fsmde_jax import config as config_lib
-from fsmde_jax.evaluate import measure, report
-from fsmde_jax.run import fork
-from fsmde_jax.train import dry_run, stages
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "Run configuration.", lock_config=True)
-WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder; default runs/<config.name>.")
-FORK = flags.DEFINE_string(
-    "fork", None, "New folder of a run that starts from the weights of the one in --workdir."
-)
-DRY_RUN = flags.DEFINE_bool("dry_run", False, "Build everything, print sizes, train nothing.")
+
+def define_flags() -> None:
+    """The command's flags."""
+    cli.define_config("What to train.")
+    flags.DEFINE_string("workdir", None, "The run's folder; runs/<config.name> by default.")
+    flags.DEFINE_string("fork", None, "New folder of a run that starts from --workdir's weights.")
+    flags.DEFINE_bool("dry_run", False, "Build everything, print sizes, train nothing.")
+    flags.DEFINE_bool("print_config", False, "Print the config as a run keeps it, do nothing.")
 
 
 def main(_) -> None:
-    """Runs the config and what it needs before, evaluates it and prints its table."""
+    """Makes what the config needs, trains, evaluates and prints the table."""
+    # Slow to import; --help and a misspelt flag do without.
+    from fsmde_jax import make
+    from fsmde_jax.evaluate import measure, report
+    from fsmde_jax.run import fork
+    from fsmde_jax.train import dry_run, stages
+
     cli.set_up()
-    with cli.errors_as_lines():
-        run(CONFIG.value)
-
-
-def run(config: config_lib.ConfigDict) -> None:
-    """One job: `--dry_run`, or train and evaluate."""
+    values = flags.FLAGS
+    config, workdir = values.config, pathlib.Path(values.workdir or f"runs/{values.config.name}")
     config_lib.validate(config)
-    if DRY_RUN.value:
+    if values.dry_run:
         print(dry_run.report(config))
         return
-    workdir = pathlib.Path(WORKDIR.value or f"runs/{config.name}")
-    if FORK.value:
-        fork.fork(workdir, pathlib.Path(FORK.value))
-        workdir = pathlib.Path(FORK.value)
+    if values.print_config:
+        print(config_lib.as_json(stages.planned(config, workdir), workdir))
+        return
+    if values.fork:
+        fork.fork(workdir, pathlib.Path(values.fork))
+        workdir = pathlib.Path(values.fork)
     if interrupted := make.run(config, workdir):
         sys.exit(128 + interrupted)  # the shell's convention for a signal
     results = measure.evaluate_run(stages.planned(config, workdir), workdir)
@@ -48,5 +53,4 @@ def run(config: config_lib.ConfigDict) -> None:
 
 
 if __name__ == "__main__":
-    flags.mark_flag_as_required("config")
-    cli.start(main)
+    cli.start(__name__)

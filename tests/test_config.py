@@ -1,6 +1,5 @@
 import json
 import pathlib
-import runpy
 import subprocess
 import sys
 
@@ -8,16 +7,17 @@ import pytest
 from tiny_run import tiny_config
 
 from fsmde_jax import config as config_lib
+from fsmde_jax.errors import UserError, differences
 from fsmde_jax.losses.arms import ARMS
 from fsmde_jax.losses.objective import DISTILLATION
-from fsmde_jax.run import sharding
+from fsmde_jax.run import identity, sharding
 from fsmde_jax.train import dry_run
 
 ROOT = pathlib.Path(__file__).parents[1]
 
 
 def load(name):
-    return runpy.run_path(str(ROOT / "configs" / name))["get_config"]
+    return lambda variant="": config_lib.from_file(f"{ROOT}/configs/{name}:{variant}")
 
 
 @pytest.mark.parametrize(
@@ -42,6 +42,52 @@ def test_shipped_configs_are_valid_and_so_are_their_heads(name, variant):
         config_lib.validate(config.teacher.head_stage)
 
 
+@pytest.mark.parametrize("text", ["demo", "demo:feature", "configs/demo.py", "bench:labels20"])
+def test_a_config_is_named_by_file_or_by_name_from_anywhere(text, monkeypatch, tmp_path):
+    monkeypatch.chdir(ROOT if text.endswith(".py") else tmp_path)
+    config_lib.validate(config_lib.from_file(text))
+
+
+def test_the_folder_of_configs_is_that_of_the_package():
+    assert (ROOT / "configs").samefile(config_lib.SHIPPED)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("dmeo", r"no config 'dmeo': name a \.py file, or one of bench, .*; did you mean demo\?"),
+        ("", "there is no config ''"),
+        ("configs/demo", "there is no config 'configs/demo'.*; did you mean demo"),
+        ("configs/demo.py", r"there is no file configs/demo\.py; did you mean demo\?"),
+        ("mine.py:x", "there is no file mine.py$"),
+        ("demo:distil", "there is no arm 'distil'; use one of supervised"),
+    ],
+)
+def test_a_config_that_is_not_there_is_named(text, message, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=message):
+        config_lib.from_file(text)
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("import nowhere\n", r"mine\.py, line 1: ModuleNotFoundError: No module named 'nowhere'"),
+        ("def get_config(:\n", r"mine\.py: SyntaxError: .*mine\.py, line 1"),
+        ("x = 1\n", r"mine\.py: AttributeError: .*get_config"),
+        (
+            "from fsmde_jax.configs import demo\n"
+            "def get_config():\n    config = demo.get_config()\n    config.optimizer.rat = 1\n",
+            r"mine\.py, line 4: AttributeError: .*rat",
+        ),
+    ],
+)
+def test_a_fault_of_a_config_file_is_told_with_its_line(code, message, tmp_path):
+    (tmp_path / "mine.py").write_text(code)
+    with pytest.raises(config_lib.ConfigError, match=message):
+        config_lib.from_file(str(tmp_path / "mine.py"))
+
+
 @pytest.mark.parametrize("name", ["ddad.py", "nuscenes.py"])
 def test_unknown_variant_is_refused(name):
     with pytest.raises(ValueError, match=rf"{name}:smoke"):
@@ -57,7 +103,7 @@ def test_nuscenes_differs_from_ddad_in_the_data_alone(variant):
         assert b.data.dataset == "nuscenes"
         assert (b.data.min_depth_m, b.data.max_depth_m) == (0.1, 80.0)
         # The focal length in which depth is predicted is that of the prepared width.
-        assert b.student.canonical_focal_px * b.data.downscale == 500.0
+        assert b.student.canonical_focal_px == 500.0
         assert b.data.cameras[0] == "CAM_FRONT" and len(set(b.data.cameras)) == 6
         for section in ("bins", "objective", "optimizer", "train"):
             assert b[section].to_dict() == a[section].to_dict()
@@ -160,23 +206,6 @@ def run_main(*arguments):
         text=True,
         timeout=300,
     )
-
-
-@pytest.mark.parametrize(
-    ("key", "meant"),
-    [("optimizer.learning_rat", "learning_rate"), ("optimize.learning_rate", "optimizer")],
-)
-def test_a_misspelt_override_is_refused_on_the_command_line(key, meant):
-    result = run_main("--config=configs/demo.py", f"--config.{key}=1")
-    assert result.returncode == 1
-    assert result.stderr.startswith("error: --config has no key")
-    assert f'Did you mean "{meant}"' in result.stderr and "Traceback" not in result.stderr
-
-
-def test_a_config_file_that_is_not_there_is_named():
-    result = run_main("--config=configs/dem.py")
-    assert result.returncode == 1
-    assert "configs/dem.py" in result.stderr and len(result.stderr.splitlines()) == 1
 
 
 def test_missing_data_says_what_to_download_and_run(tmp_path):
@@ -284,6 +313,35 @@ def test_a_key_that_came_after_a_run_had_its_default_then(tmp_path):
     config.data.zoom = 1.5
     with pytest.raises(config_lib.ConfigError, match=r"data\.zoom is 1\.0 there, 1\.5"):
         config_lib.refuse_other_config(config, tmp_path, started=True)
+
+
+def test_shrinking_the_images_alone_keeps_what_the_model_means():
+    config = config_lib.default_config()
+    whole = config_lib.input_focal_px(config)
+    config.data.downscale = 2
+    assert config_lib.input_focal_px(config) == whole / 2
+    smoke = load("nuscenes.py")("smoke")
+    assert (smoke.data.downscale, config_lib.input_focal_px(smoke)) == (2, 250.0)
+    assert identity.of_student(smoke)["canonical_focal_px"] == 250.0
+
+
+@pytest.mark.parametrize(("downscale", "focal_px"), [(1, 178.77), (2, 357.54365), (3, 99.99)])
+def test_a_run_from_before_has_the_focal_length_that_it_was_trained_for(
+    downscale, focal_px, tmp_path
+):
+    """Its config.json has that in pixels of the shrunk images, and so have its checkpoints."""
+    config = tiny_config("data")
+    config.data.downscale, config.student.canonical_focal_px = downscale, focal_px
+    (tmp_path / "config.json").write_text(config.to_json_best_effort())
+    found = config_lib.load_config(tmp_path)
+    assert config_lib.input_focal_px(found) == pytest.approx(focal_px, rel=1e-15)
+    saved = {"student": config.student.to_dict()}
+    assert not differences(saved, {"student": identity.of_student(found)}, "there")
+    # It goes on, by a config whose focal length is of the prepared images.
+    config.student.canonical_focal_px = focal_px * downscale
+    config_lib.refuse_other_config(config, tmp_path, started=True)
+    config_lib.save_config(found, tmp_path)
+    assert config_lib.load_config(tmp_path).to_dict() == found.to_dict()
 
 
 def test_only_paths_into_a_run_are_relative_to_it(tmp_path):

@@ -135,11 +135,11 @@ def test_compare_replaces_only_comparisons(tmp_path, monkeypatch, capsys):
     assert json.loads(out.read_text())["abs_rel"]["difference"] == 0.0
     for content in ('{"abs_rel": 0.1}', "[1]", "text", (tmp_path / "a/results.json").read_text()):
         out.write_text(content)
-        with pytest.raises(SystemExit, match=r"c\.json is there already and is nothing that this"):
+        with pytest.raises(UserError, match=r"c\.json is there already and is nothing that this"):
             compare.main(arguments)
         assert out.read_text() == content
     monkeypatch.setattr(compare.flags, "FLAGS", types.SimpleNamespace(out=str(tmp_path / "a")))
-    with pytest.raises(SystemExit, match="is nothing that this command wrote"):
+    with pytest.raises(UserError, match="is nothing that this command wrote"):
         compare.main(arguments)
 
 

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from fsmde_jax.benchmark import timing
 from fsmde_jax.benchmark.contestant import Contestant, counts_of, random_teacher, speed_columns
 from fsmde_jax.benchmark.timing import Rows
+from fsmde_jax.config import input_focal_px
 from fsmde_jax.export import formats
 from fsmde_jax.models.encoders.resnet import ResNet
 from fsmde_jax.models.layers import compiler
@@ -85,7 +86,7 @@ def _rigs(config: ConfigDict, batch: int) -> tuple[np.ndarray, np.ndarray]:
     """Random images of rigs at the student's size, and plausible intrinsics."""
     n, height, width = dry_run.image_shape(config)
     image = np.random.default_rng(0).integers(0, 256, (batch, n, height, width, 3)).astype(np.uint8)
-    focal = config.student.canonical_focal_px
+    focal = input_focal_px(config)
     intrinsics = np.array([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1]], np.float32)
     return image, np.tile(intrinsics, (batch, n, 1, 1))
 

@@ -1,42 +1,47 @@
-"""Runs a frozen teacher once over the training split and stores what distillation reads of it.
+"""Runs a frozen teacher once over the training split and stores what it says.
 
-    python -m fsmde_jax.cache_teacher --config=configs/ddad.py --config.teacher.image=prepared
-    python -m fsmde_jax.main --config=configs/ddad.py --config.teacher.image=prepared \\
+    python -m fsmde_jax.cache_teacher --config=ddad --config.teacher.image=prepared
+    python -m fsmde_jax.main --config=ddad --config.teacher.image=prepared \\
         --config.teacher.source=cached
 
-Run the first again after an interruption and it goes on; with `--verify=N` it checks the checksums
-of a finished cache's files, recomputes N random entries and compares. Trains the teacher's head
-first if need be.
+The first command, given again after an interruption, goes on. It trains the teacher's
+head first if need be. --verify=N compares the checksums of a finished cache's files,
+and N random entries with what the teacher says now.
 """
 
 import pathlib
 import sys
 
 from absl import flags
-from ml_collections import config_flags
 
-from fsmde_jax import cli, make
-from fsmde_jax.cache_teacher import fill
-from fsmde_jax.train import stages
+from fsmde_jax import cli
+
+
+def define_flags() -> None:
+    """The command's flags."""
+    cli.define_config("Whose teacher and data.")
+    flags.DEFINE_string("workdir", None, "The run's folder; runs/<config.name> by default.")
+    flags.DEFINE_integer("verify", 0, "Check all files, recompute so many random entries.")
 
 
 def main(_) -> None:
     """The teacher's head if need be, then the cache or its verification."""
+    # Slow to import; --help and a misspelt flag do without.
+    from fsmde_jax import make
+    from fsmde_jax.cache_teacher import fill
+    from fsmde_jax.train import stages
+
     cli.set_up()
-    workdir = pathlib.Path(WORKDIR.value or f"runs/{CONFIG.value.name}")
-    with cli.errors_as_lines():
-        config = stages.planned(CONFIG.value, workdir)
-        if interrupted := make.before(config, workdir, kinds=(stages.WORLD, stages.RUN)):
-            sys.exit(128 + interrupted)
-        if VERIFY.value:
-            fill.verify(config, VERIFY.value)
-        else:
-            fill.build(config)
+    values = flags.FLAGS
+    workdir = pathlib.Path(values.workdir or f"runs/{values.config.name}")
+    config = stages.planned(values.config, workdir)
+    if interrupted := make.before(config, workdir, kinds=(stages.WORLD, stages.RUN)):
+        sys.exit(128 + interrupted)
+    if values.verify:
+        fill.verify(config, values.verify)
+    else:
+        fill.build(config)
 
 
 if __name__ == "__main__":
-    CONFIG = config_flags.DEFINE_config_file("config", None, "Run configuration.")
-    WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder; default runs/<name>.")
-    VERIFY = flags.DEFINE_integer("verify", 0, "Check all files, recompute so many random entries.")
-    flags.mark_flag_as_required("config")
-    cli.start(main)
+    cli.start(__name__)

@@ -1,32 +1,29 @@
-"""Evaluation: `python -m fsmde_jax.evaluate --checkpoint=RUN`, or of anyone's depth maps
-`python -m fsmde_jax.evaluate --config=configs/ddad.py --predictions=DIR`.
+"""Measures a run's student, or anyone's depth maps, by a public protocol.
 
-Writes `results.json`, `results.md` and pictures into `--out` (RUN/report by default): the figures
-of a protocol (`fsmde_jax/evaluate/protocols.py`) with intervals over scenes. For a run's student
-also, from the same pass, those of two references: the trivial predictor and the teacher.
-`python -m fsmde_jax.evaluate.compare A B` says whether two results differ.
+    python -m fsmde_jax.evaluate --checkpoint=runs/demo
+    python -m fsmde_jax.evaluate --config=ddad --predictions=DIR --unit_m=0.00390625
+
+Writes results.json, results.md and pictures into --out: figures with intervals over
+scenes (`fsmde_jax/evaluate/protocols.py`). Of a run, the same pass measures two
+references, too: the trivial predictor and the teacher.
 """
 
 import pathlib
-from collections.abc import Sequence
 
-from absl import app, flags
-from ml_collections import config_flags
+from absl import flags
 
 from fsmde_jax import cli
 from fsmde_jax import config as config_lib
-from fsmde_jax.evaluate import measure, protocols, report
-from fsmde_jax.evaluate.depth_maps import Predictions
+from fsmde_jax.errors import UserError
 
 
-def _define_flags() -> None:
-    config_flags.DEFINE_config_file("config", None, "Data to evaluate on.", lock_config=True)
-    flags.DEFINE_string("checkpoint", None, "Folder of a run of fsmde_jax.main.")
-    flags.DEFINE_string(
-        "predictions", None, "Folder of depth maps (fsmde_jax/evaluate/depth_maps.py)."
-    )
+def define_flags() -> None:
+    """The command's flags."""
+    cli.define_config("Its data and evaluation instead of the run's.", required=False)
+    flags.DEFINE_string("checkpoint", None, "Folder of a run.")
+    flags.DEFINE_string("predictions", None, "Folder of depth maps, of the data of --config.")
     flags.DEFINE_float("unit_m", None, "Metres of a value of 1 in --predictions.")
-    flags.DEFINE_enum("protocol", None, list(protocols.PROTOCOLS), "Instead of the config's.")
+    flags.DEFINE_enum("protocol", None, list(config_lib.PROTOCOLS), "Instead of the config's.")
     flags.DEFINE_enum("scaling", None, config_lib.SCALINGS, "Instead of the config's.")
     flags.DEFINE_float("max_depth_m", None, "Where the evaluated range ends.")
     flags.DEFINE_string("masks", None, "Folder of self-occlusion masks, or 'estimate'.")
@@ -37,21 +34,22 @@ def _define_flags() -> None:
     flags.DEFINE_string("out", None, "Folder of the report; RUN/report, or DIR_report.")
 
 
-def main(argv: Sequence[str]) -> None:
+def main(_) -> None:
     """Reads the run's own config, or measures predictions on the data of `--config`."""
     cli.set_up()
     values = flags.FLAGS
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument {argv[1]!r}; options start with --")
     if (values.checkpoint is None) == (values.predictions is None):
-        raise app.UsageError("give --checkpoint=RUN or --predictions=DIR (with --config)")
+        raise UserError("give --checkpoint=RUN or --predictions=DIR (with --config)")
     if values.predictions and not values.config:
-        raise app.UsageError("--predictions needs --config, whose `data` says what they are of")
-    with cli.errors_as_lines():
-        print(_run(values))
+        raise UserError("--predictions needs --config, whose `data` says what they are of")
+    print(_run(values))
 
 
 def _run(values: flags.FlagValues) -> str:
+    # Slow to import; --help and a misspelt flag do without.
+    from fsmde_jax.evaluate import measure, report
+    from fsmde_jax.evaluate.depth_maps import Predictions
+
     folder = pathlib.Path(values.checkpoint or values.predictions)
     # Not into the folder of predictions, where pictures would be taken for some.
     default = folder / "report" if values.checkpoint else folder.with_name(f"{folder.name}_report")
@@ -73,5 +71,4 @@ def _run(values: flags.FlagValues) -> str:
 
 
 if __name__ == "__main__":
-    _define_flags()
-    cli.start(main)
+    cli.start(__name__)

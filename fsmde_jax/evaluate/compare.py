@@ -1,34 +1,41 @@
-"""Do two results differ? `python -m fsmde_jax.evaluate.compare FIRST SECOND [--out=FILE.json]`
+"""Says whether two results differ: second minus first, paired by scene, with intervals.
 
-FIRST and SECOND are folders of runs or reports, or results.json files, of the same protocol and
-data. `runs/a:teacher` names a method; without a name it is the file's first. Prints second minus
-first, paired by scene, with 95 % intervals from a bootstrap over scenes.
+    python -m fsmde_jax.evaluate.compare runs/a runs/b
+    python -m fsmde_jax.evaluate.compare runs/a runs/a:teacher --out=difference.json
+
+FIRST and SECOND are folders of runs or reports, or results.json files, of the same
+protocol and data; `runs/a:teacher` takes another method of a file than its first.
+Intervals are of 95 %, from a bootstrap over scenes.
 """
 
 import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-from absl import app, flags
+from absl import flags
 
 from fsmde_jax import cli, files
 from fsmde_jax.errors import UserError
 from fsmde_jax.evaluate import comparison, results, tables
 
+ARGUMENTS = ("FIRST", "SECOND")
+
+
+def define_flags() -> None:
+    """The command's flags."""
+    flags.DEFINE_string("out", None, "Also writes the figures there, as JSON; replaces some.")
+
 
 def main(argv: Sequence[str]) -> None:
     """Compares two results and prints the table."""
-    if len(argv) != 3:
-        raise app.UsageError("give two results: python -m fsmde_jax.evaluate.compare FIRST SECOND")
-    with cli.errors_as_lines():
-        out = pathlib.Path(flags.FLAGS.out) if flags.FLAGS.out else None
-        if out:
-            files.refuse_other(out, _is_comparison)
-        first, second = (_read(text) for text in argv[1:])
-        compared = comparison.compare(first, second)
-        print(tables.comparison_table(compared, argv[1:]))
-        if out:
-            files.write_json(out, compared)
+    out = pathlib.Path(flags.FLAGS.out) if flags.FLAGS.out else None
+    if out:
+        files.refuse_other(out, _is_comparison)
+    first, second = (_read(text) for text in argv[1:])
+    compared = comparison.compare(first, second)
+    print(tables.comparison_table(compared, argv[1:]))
+    if out:
+        files.write_json(out, compared)
 
 
 def _is_comparison(content: Any) -> bool:
@@ -48,5 +55,4 @@ def _read(text: str) -> dict:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("out", None, "Also writes the figures there, as JSON; replaces some.")
-    app.run(main)
+    cli.start(__name__)

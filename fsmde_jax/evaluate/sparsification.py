@@ -1,4 +1,4 @@
-"""Does a student's confidence know where its depth is wrong?
+"""Measures what a student's confidence is worth: does it know where depth is wrong?
 
     python -m fsmde_jax.evaluate.sparsification --checkpoint=runs/demo --out=DIR
 
@@ -15,7 +15,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from absl import app, flags
+from absl import flags
 from jaxtyping import Float
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
@@ -135,22 +135,24 @@ def _draw(found: dict[str, np.ndarray], path: pathlib.Path) -> None:
         figure.savefig(partial, dpi=110)
 
 
+def define_flags() -> None:
+    """The command's flags."""
+    flags.DEFINE_string("checkpoint", None, "The run's folder.", required=True)
+    flags.DEFINE_string("out", None, "Folder of the report; replaces one.", required=True)
+
+
 def main(_) -> None:
     """Measures and prints the table."""
     cli.set_up()
-    workdir, out = pathlib.Path(CHECKPOINT.value), pathlib.Path(OUT.value)
-    with cli.errors_as_lines():
-        config = config_lib.load_config(workdir)
-        run = f"{config.name} in {workdir.resolve().name}"
-        refuse_foreign(out, run)
-        error, confidence = measure(config, workdir)
-        title = f"`{config.name}`: {len(error)} pixels of {config.data.eval_split!r}."
-        with files.owned(out, f"writing the report {out}"):
-            print(write(curves(error, confidence), title, run, out))
+    workdir, out = pathlib.Path(flags.FLAGS.checkpoint), pathlib.Path(flags.FLAGS.out)
+    config = config_lib.load_config(workdir)
+    run = f"{config.name} in {workdir.resolve().name}"
+    refuse_foreign(out, run)
+    error, confidence = measure(config, workdir)
+    title = f"`{config.name}`: {len(error)} pixels of {config.data.eval_split!r}."
+    with files.owned(out, f"writing the report {out}"):
+        print(write(curves(error, confidence), title, run, out))
 
 
 if __name__ == "__main__":
-    CHECKPOINT = flags.DEFINE_string("checkpoint", None, "The run's folder.")
-    OUT = flags.DEFINE_string("out", None, "Folder of the report; one that is there is replaced.")
-    flags.mark_flags_as_required(["checkpoint", "out"])
-    app.run(main)
+    cli.start(__name__)

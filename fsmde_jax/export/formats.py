@@ -85,7 +85,7 @@ def describe(
         "cameras": list(cameras),
         "intrinsics_px": sample["intrinsics"].tolist(),
         "vehicle_from_camera": sample["vehicle_from_camera"].tolist(),
-        "canonical_focal_px": config.student.canonical_focal_px,
+        "canonical_focal_px": config_lib.input_focal_px(config),
         "student": config.student.size,
         "bins": config.bins.to_dict(),
         "depth_range_m": [config.data.min_depth_m, config.data.max_depth_m],

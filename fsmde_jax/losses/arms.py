@@ -7,6 +7,7 @@ An arm replaces the weights of all distillation terms of a config; supervision s
 
 from ml_collections import ConfigDict
 
+from fsmde_jax.errors import UserError
 from fsmde_jax.losses.objective import DISTILLATION
 
 _CKD = {"ckd_divergence": 1.0, "ckd_crossing": 0.4}
@@ -25,7 +26,7 @@ ARMS = {
 
 
 def set_arm(config: ConfigDict, arm: str) -> None:
-    """Gives a run's config the distillation weights of `arm`; ValueError for an unknown one."""
+    """Gives a run's config the distillation weights of `arm`; UserError for an unknown one."""
     if arm not in ARMS:
-        raise ValueError(f"there is no arm {arm!r}; use one of {', '.join(ARMS)}")
+        raise UserError(f"there is no arm {arm!r}; use one of {', '.join(ARMS)}")
     config.objective.update(dict.fromkeys(DISTILLATION, 0.0) | ARMS[arm])

@@ -1,28 +1,30 @@
-r"""Turns a raw recording into the prepared dataset, scene by scene, with several processes.
+"""Turns a raw recording into the prepared dataset, scene by scene, with several processes.
 
-    python -m fsmde_jax.prepare --dataset=ddad --source=RAW --data_dir=OUT
+    python -m fsmde_jax.prepare --dataset=ddad --source=RAW --data_dir=data
+    python -m fsmde_jax.prepare --dataset=rig --source=RAW --data_dir=data --check
 
-Every finished scene is a shard with a report beside it in `<version>.incomplete/`; the same
-command continues where an interrupted one stopped. Only when all scenes and the metadata are
-there is the folder renamed to `<version>/`, so whatever has that name is whole. A worker holds
-one sample at a time.
+Every finished scene is a shard with a report beside it in <version>.incomplete/; the
+same command goes on where an interrupted one stopped. Only when all scenes and the
+metadata are there is the folder renamed to <version>/, so what has that name is whole.
 
-On finished data the same command looks whether the recording is still the one that it was made
-from (a report has size, time and SHA-256 of every file that was read) and makes again what is
-missing or cut; `--verify` reads every shard and compares its checksum.
+On finished data the same command looks whether the recording is still the one that it
+was made from (a report has size, time and SHA-256 of every file that was read) and
+makes again what is missing or cut.
 """
 
 import re
 from pathlib import Path
 
-from absl import app, flags
+from absl import flags
 
 from fsmde_jax import cli
 from fsmde_jax.data import prepared
+from fsmde_jax.errors import UserError
 from fsmde_jax.prepare import folder, scenes
 
 
-def _define_flags() -> None:
+def define_flags() -> None:
+    """The command's flags."""
     flags.DEFINE_enum(
         "dataset", None, list(scenes.READERS), "Which kind of recording.", required=True
     )
@@ -39,18 +41,15 @@ def _define_flags() -> None:
     flags.DEFINE_string("config_name", None, "Folder name, made from the options by default.")
 
 
-def main(argv: list[str]) -> int:
+def main(_) -> int:
     """Prepares as the flags say; 1 on bad input, 130 on Ctrl-C."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument {argv[1]!r}; options start with --")
     values = flags.FLAGS
     image_size = scenes.default_image_size(values.dataset)
     if values.image_size:
         if not re.fullmatch(r"\d+x\d+", values.image_size):
-            raise app.UsageError(f"--image_size={values.image_size} is not like 384x640")
+            raise UserError(f"--image_size={values.image_size} is not like 384x640")
         image_size = tuple(map(int, values.image_size.split("x")))
-    with cli.errors_as_lines():
-        return _run(values, image_size)
+    return _run(values, image_size)
 
 
 def _run(values: flags.FlagValues, image_size: tuple[int, int]) -> int:
@@ -84,5 +83,4 @@ def _run(values: flags.FlagValues, image_size: tuple[int, int]) -> int:
 
 
 if __name__ == "__main__":
-    _define_flags()
-    app.run(main)
+    cli.start(__name__)

@@ -60,7 +60,7 @@ def load_student(config: ConfigDict, workdir: pathlib.Path) -> nnx.Module:
         build_teacher=None,
     )
     model = Model(task, config.seed)
-    wanted = {"task": "student", "student": config.student.to_dict()}
+    wanted = {"task": "student", "student": identity.of_student(config)}
     params, batch_stats = load_trained(config, model, workdir, wanted)
     return model.merge(params, batch_stats, model.frozen, train=False)
 

@@ -8,7 +8,6 @@ import json
 import logging
 import math
 import pathlib
-import runpy
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -28,8 +27,8 @@ def default_study() -> ConfigDict:
     """Every key of a study, locked against unknown ones."""
     study = ConfigDict(convert_dict=False)  # arms and trials are plain dicts
     study.name = "study"
-    # The runs' config and the one whose `data` and `evaluation` are the test: files, with a
-    # variant if need be, as `fsmde_jax.main --config=` takes them.
+    # The runs' config, and the one whose `data` and `evaluation` are the test, as
+    # `fsmde_jax.main --config=` takes them: files or names, with a variant if need be.
     study.base = ""
     study.test = ""
     study.arms = {}  # by name, {key of the base config: value}
@@ -191,7 +190,7 @@ class Study:
             return
         # A key that came later had its default then.
         defaults = json.loads(config_lib.default_config().to_json_best_effort())
-        content = files.read_json(file, "the run's config", f"Move {run.folder} away")
+        content = config_lib.read_config(file, f"Move {run.folder} away")
         found = config_lib.flatten(defaults) | config_lib.flatten(content)
         found |= {key: run.overrides[key] for key in self._shared}  # a study may be moved
         wanted = config_lib.flatten(json.loads(config.to_json_best_effort()))
@@ -228,11 +227,10 @@ def _command(job: str, config: str, folder: pathlib.Path, overrides: dict[str, A
 
 
 def _load(text: str, key: str) -> ConfigDict:
-    """The config of a file, with its variant after a colon."""
-    file, _, variant = text.partition(":")
-    if not pathlib.Path(file).is_file():
-        raise ConfigError(f"{key} is {text!r}: there is no such file; name a config of runs")
-    return runpy.run_path(file)["get_config"](*([variant] if variant else []))
+    try:
+        return config_lib.from_file(text)
+    except ConfigError as error:
+        raise ConfigError(f"{key} is {text!r}: {error}") from error
 
 
 def _check(config: ConfigDict, base: ConfigDict) -> None:

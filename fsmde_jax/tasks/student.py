@@ -7,7 +7,7 @@ from flax import nnx
 from jaxtyping import Array
 from ml_collections import ConfigDict
 
-from fsmde_jax.config import TRUTH
+from fsmde_jax.config import TRUTH, input_focal_px
 from fsmde_jax.data import teacher_cache
 from fsmde_jax.data.batch import Batch
 from fsmde_jax.losses.baselines import FeatureAdapter
@@ -45,7 +45,7 @@ def make(config: ConfigDict) -> Task:
     def loss(model, teacher, batch):
         student, targets = model(*student_inputs(batch)), None
         if truth_teaches:
-            ratio = batch["intrinsics"][..., 0, 0] / config.student.canonical_focal_px
+            ratio = batch["intrinsics"][..., 0, 0] / input_focal_px(config)
             targets = true_targets(
                 batch["dense_depth_m"],
                 jnp.where(batch["camera_mask"], ratio, 1.0),
@@ -89,7 +89,7 @@ def build_student(config: ConfigDict, rngs: nnx.Rngs) -> Student:
     return Student(
         StudentConfig.named(config.student.size),
         num_bins=config.bins.num_bins,
-        canonical_focal_px=config.student.canonical_focal_px,
+        canonical_focal_px=input_focal_px(config),
         mean_of=config.student.mean_of,
         rngs=rngs,
         dtype=jnp.dtype(config.train.dtype),

@@ -5,6 +5,7 @@ from flax import nnx
 from jaxtyping import Array
 from ml_collections import ConfigDict
 
+from fsmde_jax.config import input_focal_px
 from fsmde_jax.data.batch import Batch
 from fsmde_jax.losses.objective import likelihood_on_lidar, silog_on_lidar
 from fsmde_jax.models.teacher import Teacher
@@ -56,7 +57,7 @@ def build_teacher(config: ConfigDict, rngs: nnx.Rngs) -> Teacher:
         resize=config.teacher.resize,
         binning=config.teacher.binning,
         num_bins=config.bins.num_bins,
-        canonical_focal_px=config.student.canonical_focal_px,
+        canonical_focal_px=input_focal_px(config),
         soft_range=config.teacher.soft_range,
         soft_temperature=config.teacher.soft_temperature,
         head_options=head_options(config),

@@ -9,7 +9,7 @@ import pathlib
 
 from ml_collections import ConfigDict
 
-from fsmde_jax.config import HEAD_FOLDER, validate
+from fsmde_jax.config import HEAD_FOLDER, input_focal_px, validate
 from fsmde_jax.run import checkpoints
 from fsmde_jax.run.load import check_head
 from fsmde_jax.tasks import foundation, make_task
@@ -48,7 +48,6 @@ def planned(config: ConfigDict, workdir: pathlib.Path) -> ConfigDict:
     if not _needs_head(config) or stage is None or config.teacher.head_weights:
         return config
     stage.mesh, stage.bins = config.mesh, config.bins
-    stage.student.canonical_focal_px = config.student.canonical_focal_px
     for key in ("data_dir", "min_depth_m", "max_depth_m"):
         stage.data[key] = config.data[key]
     for key in ("weights", "size", "image", "resize", "position_offset", "train_neck"):
@@ -58,6 +57,8 @@ def planned(config: ConfigDict, workdir: pathlib.Path) -> ConfigDict:
         for key in _SAME_DATA:
             stage.data[key] = config.data[key]
         stage.world = config.world
+    # As the network of the run has it, at the size that each of them gets.
+    stage.student.canonical_focal_px = input_focal_px(config) * stage.data.downscale
     config.teacher.head_weights = str(_head_folder(workdir))
     return config
 

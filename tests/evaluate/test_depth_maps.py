@@ -173,7 +173,7 @@ def test_the_commands_measure_compare_and_fail_by_name(config, tmp_path):
     assert "protocol packnet: LiDAR at native pixels, 0 to 200 m" in measured.stdout
     assert "| predictions |" in measured.stdout
     report = tmp_path / "good_report"
-    compared = run("compare", str(report), f"{report}:predictions")
+    compared = run("evaluate.compare", str(report), f"{report}:predictions")
     assert "| +0.0000 |" in compared.stdout
     broken = run("evaluate", f"--config={file}", f"--predictions={half}")
     assert broken.returncode == 1
@@ -185,5 +185,5 @@ def test_the_commands_measure_compare_and_fail_by_name(config, tmp_path):
     neither = run("evaluate", f"--config={file}")
     assert neither.returncode != 0
     assert "--checkpoint=RUN or --predictions=DIR" in neither.stderr + neither.stdout
-    other = run("compare", str(report), f"{report}:teacher")
+    other = run("evaluate.compare", str(report), f"{report}:teacher")
     assert other.returncode == 1 and "no method 'teacher'" in other.stderr

@@ -174,10 +174,11 @@ def test_a_full_disk_is_one_line_out_of_orbax_too(tmp_path):
     code = f"""
 import pathlib, resource
 import numpy as np
-from fsmde_jax import checkpoints, files, process
-process.set_up()
+from fsmde_jax import cli, files
+from fsmde_jax.run import checkpoints
+cli.set_up()
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-with process.errors_as_lines(), files.new_folder(pathlib.Path({str(tmp_path / "out")!r})) as folder:
+with cli.errors_as_lines(), files.new_folder(pathlib.Path({str(tmp_path / "out")!r})) as folder:
     checkpoints.save_tree(folder / "params", {{"a": np.random.normal(size=(300, 300))}})
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

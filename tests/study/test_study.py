@@ -3,7 +3,6 @@
 import json
 import os
 import pathlib
-import runpy
 import shutil
 import signal
 import subprocess
@@ -20,6 +19,8 @@ from tiny_run import prepare_recording
 from fsmde_jax import cli, make
 from fsmde_jax.cache_teacher import fill
 from fsmde_jax.config import ConfigError
+from fsmde_jax.configs import bench as bench_config
+from fsmde_jax.configs import study_demo
 from fsmde_jax.errors import UserError
 from fsmde_jax.evaluate import __main__ as evaluate_command
 from fsmde_jax.evaluate import averages, comparison, intervals, measure, metrics, results
@@ -567,8 +568,7 @@ def test_seeds_of_other_images_are_not_averaged():
 def test_the_world_bench_is_frozen():
     """Figures of other values are not comparable: such a change makes another version."""
     bench, labelled, test = (
-        runpy.run_path(str(ROOT / "configs" / "bench.py"))["get_config"](variant)
-        for variant in ("", "labels200", "test")
+        bench_config.get_config(variant) for variant in ("", "labels200", "test")
     )
     assert (bench.data.labelled_scenes, labelled.data.labelled_scenes) == (10, 0)
     assert (bench.teacher.weights, bench.optimizer.name) == ("mini-world", "muon")
@@ -598,8 +598,8 @@ def test_the_world_bench_is_frozen():
 
 @pytest.mark.parametrize(("variant", "count"), [("tuning", 3), ("smoke", 2)])
 def test_the_demo_study_tunes_every_arm_alike(variant, count, monkeypatch, tmp_path):
-    monkeypatch.chdir(ROOT)
-    config = runpy.run_path("configs/study_demo.py")["get_config"](variant)
+    monkeypatch.chdir(tmp_path)  # the study names its configs wherever it is read
+    config = study_demo.get_config(variant)
     plan = Study(config, tmp_path)
     head = tmp_path / "teacher" / "teacher_head"
     for arm in config.arms:
@@ -608,9 +608,8 @@ def test_the_demo_study_tunes_every_arm_alike(variant, count, monkeypatch, tmp_p
         assert all(run.overrides["teacher.head_weights"] == str(head) for run in trials)
 
 
-def test_the_demo_study_trains_with_what_tuning_took(monkeypatch, tmp_path):
-    monkeypatch.chdir(ROOT)
-    get_config = runpy.run_path("configs/study_demo.py")["get_config"]
+def test_the_demo_study_trains_with_what_tuning_took(tmp_path):
+    get_config = study_demo.get_config
     study, tuning = get_config(), get_config("tuning")
     assert study.trials == {}
     assert study.arms.keys() - tuning.arms.keys() == {

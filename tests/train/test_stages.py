@@ -1,6 +1,5 @@
 import json
 import pathlib
-import runpy
 import shutil
 
 import jax
@@ -10,6 +9,7 @@ import pytest
 from fsmde_jax import config as config_lib
 from fsmde_jax import make
 from fsmde_jax.config import ConfigError
+from fsmde_jax.configs import demo, demo_teacher
 from fsmde_jax.errors import UserError
 from fsmde_jax.evaluate import measure
 from fsmde_jax.models.foundation.mini import MiniConfig
@@ -21,10 +21,6 @@ from fsmde_jax.run.state import Model, TrainState
 from fsmde_jax.tasks import make_task
 from fsmde_jax.train import loop, stages
 from fsmde_jax.world import WorldError
-
-CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
-DEMO = runpy.run_path(str(CONFIGS / "demo.py"))
-DEMO_TEACHER = runpy.run_path(str(CONFIGS / "demo_teacher.py"))
 
 
 def shrink(config, data_dir):
@@ -48,7 +44,7 @@ def shrink(config, data_dir):
 def run(tmp_path_factory):
     """The demo, shrunk: world, head of the shipped teacher, student."""
     root = tmp_path_factory.mktemp("demo")
-    config = shrink(DEMO["get_config"](), root / "data")
+    config = shrink(demo.get_config(), root / "data")
     shrink(config.teacher.head_stage, root / "data")
     config = stages.planned(config, root / "run")
     assert make.run(config, root / "run") is None
@@ -59,7 +55,7 @@ def run(tmp_path_factory):
 def foundation(tmp_path_factory):
     """The pretraining of a teacher, shrunk."""
     root = tmp_path_factory.mktemp("demo_teacher")
-    config = shrink(DEMO_TEACHER["get_config"](), root / "data")
+    config = shrink(demo_teacher.get_config(), root / "data")
     assert make.run(config, root / "run") is None
     return config, root / "run"
 
@@ -130,7 +126,7 @@ def test_statistics_are_averaged_with_the_weights_and_that_is_what_is_loaded(run
 
 
 def test_an_arm_without_teacher_trains_no_head(run, tmp_path):
-    config = shrink(DEMO["get_config"]("supervised"), run[0].data.data_dir)
+    config = shrink(demo.get_config("supervised"), run[0].data.data_dir)
     assert make.before(config, tmp_path) is None
     assert not (tmp_path / "teacher_head").exists()
     assert not config.teacher.head_weights
@@ -170,7 +166,7 @@ def test_pretraining_goes_on_from_weights(foundation, tmp_path):
     ],
 )
 def test_a_wrong_start_is_refused_before_anything_is_rendered(start, message, tmp_path):
-    config = DEMO_TEACHER["get_config"]("finish")
+    config = demo_teacher.get_config("finish")
     config.teacher.start_weights, config.teacher.size = start, "dpt_tiny"
     config.data.data_dir = str(tmp_path)
     with pytest.raises(UserError, match=message):
@@ -182,7 +178,7 @@ def test_the_shipped_teacher_fits_its_limits_and_knows_an_unseen_street(tmp_path
     folder = SHIPPED["mini-world"]
     assert (folder / "model.safetensors").stat().st_size < 10e6
     assert read_foundation_config("mini-world")[0] == MiniConfig()
-    config = DEMO_TEACHER["get_config"]("other_rig")
+    config = demo_teacher.get_config("other_rig")
     config.data.data_dir = str(tmp_path / "data")
     config.data.eval_batch_size = 8
     config.world.val_scenes, config.world.samples_per_scene = 1, 1
@@ -256,7 +252,7 @@ def test_another_world_in_the_same_folder_is_refused(run):
 
 
 def test_the_stages_before_a_run_are_listed_and_made_in_order(tmp_path, monkeypatch):
-    config = DEMO["get_config"]()
+    config = demo.get_config()
     config.data.data_dir, config.data.jitter = str(tmp_path / "data"), 0.0
     kinds = lambda: [stage.kind for stage in stages.needed(config, tmp_path / "run")]  # noqa: E731
     assert kinds() == [stages.WORLD, stages.RUN, stages.WORLD]
@@ -280,7 +276,7 @@ def test_the_stages_before_a_run_are_listed_and_made_in_order(tmp_path, monkeypa
 
 
 def test_the_heads_stage_trains_on_the_runs_own_world(tmp_path, monkeypatch):
-    config = DEMO["get_config"]()
+    config = demo.get_config()
     config.world.train_scenes = 3
     trained = []
     monkeypatch.setattr(loop, "train", lambda stage, folder: trained.append(stage))
@@ -310,7 +306,7 @@ CHANGED_DATA = {
 
 
 def test_a_heads_stage_has_what_its_run_has(tmp_path):
-    config = DEMO["get_config"]()
+    config = demo.get_config()
     config.update_from_flattened_dict(CHANGED | CHANGED_DATA | {"data.data_dir": "there"})
     before = config.to_json()
     planned = stages.planned(config, tmp_path)
@@ -324,7 +320,7 @@ def test_a_heads_stage_has_what_its_run_has(tmp_path):
 
 
 def test_a_heads_stage_may_name_data_of_its_own(tmp_path):
-    config = DEMO["get_config"]()
+    config = demo.get_config()
     config.update_from_flattened_dict(CHANGED | {"data.labelled_scenes": 3})
     own = config.teacher.head_stage
     own.data.config_name, own.world.seed = "another_world", 5
@@ -360,7 +356,7 @@ def test_a_head_that_does_not_fit_is_refused_before_anything_runs(
 
 
 def test_a_head_that_is_not_there_is_refused_before_anything_runs(tmp_path):
-    config = DEMO["get_config"]()
+    config = demo.get_config()
     config.data.data_dir, config.teacher.head_weights = str(tmp_path), str(tmp_path / "nowhere")
     with pytest.raises(ConfigError, match=r"nowhere' does not fit.* holds no run"):
         make.run(config, tmp_path / "run")

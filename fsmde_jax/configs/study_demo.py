@@ -14,6 +14,7 @@ takes over the five that are there; its report replaces the other until that is 
 `configs/study_demo.py:smoke` tries that path: two arms, two trials, one seed, a few steps.
 """
 
+from fsmde_jax.config import ConfigError
 from fsmde_jax.losses.arms import ARMS
 from fsmde_jax.losses.objective import DISTILLATION
 from fsmde_jax.study.plan import default_study
@@ -43,14 +44,14 @@ BEYOND = {
 def get_config(variant: str = ""):
     """The study, or `tuning`, `vrkd` or `smoke`."""
     if variant not in ("", "tuning", "vrkd", "smoke"):
-        raise ValueError(
+        raise ConfigError(
             f"configs/study_demo.py has no variant {variant!r}; use one of "
             "['', 'smoke', 'tuning', 'vrkd']"
         )
     study = default_study()
     study.name = "study_demo"
-    study.base = "configs/bench.py"
-    study.test = "configs/bench.py:test"
+    study.base = "bench"
+    study.test = "bench:test"
     study.seeds = (0, 1, 2, 3, 4)
     without = {f"objective.{term}": 0.0 for term in DISTILLATION}
     weights = {
@@ -78,7 +79,7 @@ def get_config(variant: str = ""):
         study.arms = {arm: study.arms[arm] for arm in ("ckd", "ckd_vrkd_sharp")}
     if variant == "smoke":
         study.base += ":smoke"
-        study.test = "configs/bench.py:smoke_test"
+        study.test = "bench:smoke_test"
         study.seeds = (0,)
         study.arms = {arm: study.arms[arm] for arm in ("supervised", "ckd_vrkd")}
         study.trials = {arm: study.trials[arm][:2] for arm in study.arms}

@@ -14,17 +14,15 @@ taught by the shipped model of the miniature world; minutes on two CPU cores. Fo
     python -m fsmde_jax.main --config=configs/ddad.py:smoke
 """
 
-import pathlib
-import runpy
-
-from fsmde_jax.config import default_config
+from fsmde_jax.config import ConfigError, default_config
+from fsmde_jax.configs import teacher_ddad
 from fsmde_jax.losses import arms
 
 
 def get_config(variant: str = ""):
     """The full run, or `smoke`."""
     if variant not in ("", "smoke"):
-        raise ValueError(f"configs/ddad.py has no variant {variant!r}; use configs/ddad.py:smoke")
+        raise ConfigError(f"configs/ddad.py has no variant {variant!r}; use configs/ddad.py:smoke")
     config = _smoke() if variant else _full()
     config.teacher.head_stage.data.config_name = ""  # the student's data
     return config
@@ -51,13 +49,8 @@ def _full():
     # a tenth of divergence and VRKD brought nothing (fsmde_jax/reports/distillation.md, 18, 19).
     arms.set_arm(config, "ckd_vrkd")
     # First the binning head of the teacher, on the frozen foundation model.
-    config.teacher.head_stage = _beside("teacher_ddad.py")["get_config"]()
+    config.teacher.head_stage = teacher_ddad.get_config()
     return config
-
-
-def _beside(name: str) -> dict:
-    """What another file of this folder defines."""
-    return runpy.run_path(str(pathlib.Path(__file__).with_name(name)))
 
 
 def _smoke():
@@ -85,7 +78,6 @@ def _small():
     config.data.flip_probability = 0.0
     config.data.jitter = 0.0
     config.student.size = "small"
-    config.student.canonical_focal_px = 715.0873 / 2  # that of 640 px of width, at 320
     config.bins.num_bins = 32
     config.bins.centers_kind = "unbounded"
     config.teacher.weights = "mini-world"

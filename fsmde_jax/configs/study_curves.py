@@ -9,9 +9,7 @@ has two arms more: CKD + VRKD with small weights, which v2 spoke for where every
 and with the lower temperature.
 """
 
-import pathlib
-import runpy
-
+from fsmde_jax.configs import study_demo
 from fsmde_jax.study.plan import default_study
 
 SMALL = {"objective.ckd_divergence": 0.1, "objective.ckd_crossing": 0.5, "objective.vrkd": 0.1}
@@ -21,10 +19,9 @@ def get_config(variant: str):
     """The study of one variant of the benchmark."""
     study = default_study()
     study.name = f"study_{variant}"
-    study.base = f"configs/bench.py:{variant}"
-    study.test = "configs/bench.py:test"
-    demo = runpy.run_path(str(pathlib.Path(__file__).with_name("study_demo.py")))
-    arms = demo["get_config"]().arms
+    study.base = f"bench:{variant}"
+    study.test = "bench:test"
+    arms = study_demo.get_config().arms
     study.arms = {arm: arms[arm] for arm in ("supervised", "ckd_vrkd")}
     if variant == "labels200":
         study.arms["ckd_vrkd_small"] = arms["ckd_vrkd"] | SMALL

@@ -19,7 +19,7 @@ goes on from `runs/demo_teacher/weights`, on other streets. The shipped one is m
 on streets of another seed: with rigs as varied, and with the demo's own rig.
 """
 
-from fsmde_jax.config import default_config
+from fsmde_jax.config import ConfigError, default_config
 
 
 def get_config(variant: str = ""):
@@ -39,7 +39,7 @@ def get_config(variant: str = ""):
     config.evaluation.references = False
     variants = {"": _pretraining, "finish": _finish, "unseen": _unseen, "other_rig": _other_rig}
     if variant not in variants:
-        raise ValueError(
+        raise ConfigError(
             f"configs/demo_teacher.py has no variant {variant!r}; use one of {sorted(variants)}"
         )
     variants[variant](config)

@@ -14,8 +14,8 @@ def get_config():
     """The study: nothing is tuned; the divergence's weight is shown at three values."""
     study = default_study()
     study.name = "study_oracle"
-    study.base = "configs/bench.py:oracle"
-    study.test = "configs/bench.py:test"
+    study.base = "bench:oracle"
+    study.test = "bench:test"
     study.seeds = (0, 1, 2)
     without = {f"objective.{term}": 0.0 for term in DISTILLATION}
     without["optimizer.learning_rate"] = 16e-3  # what supervision was tuned to in study_demo

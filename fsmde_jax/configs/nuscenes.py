@@ -15,20 +15,18 @@ minutes on two CPU cores. For the frames in RAW:
     python -m fsmde_jax.main --config=configs/nuscenes.py:smoke
 """
 
-import pathlib
-import runpy
-
+from fsmde_jax.config import ConfigError
+from fsmde_jax.configs import ddad
 from fsmde_jax.data.readers import nuscenes
 
 
 def get_config(variant: str = ""):
     """The full run, or `smoke`."""
     if variant not in ("", "smoke"):
-        raise ValueError(
+        raise ConfigError(
             f"configs/nuscenes.py has no variant {variant!r}; use configs/nuscenes.py:smoke"
         )
-    ddad = runpy.run_path(str(pathlib.Path(__file__).with_name("ddad.py")))
-    config = ddad["get_config"](variant)
+    config = ddad.get_config(variant)
     for run in (config, config.teacher.head_stage):
         _put_on_nuscenes(run)
         if variant == "smoke":
@@ -44,4 +42,4 @@ def _put_on_nuscenes(config):
     config.data.config_name = "352x640"
     config.data.cameras = nuscenes.CAMERAS
     config.data.max_depth_m = 80.0
-    config.student.canonical_focal_px = 500.0 / config.data.downscale  # 500 at 640 px of width
+    config.student.canonical_focal_px = 500.0  # at 640 px of width

@@ -21,8 +21,8 @@ and what v3 has from them, fsmde_jax/reports/distillation.md tells. `:smoke` and
 the same path with two streets to a split, to try a study in minutes on a CPU.
 """
 
-import pathlib
-import runpy
+from fsmde_jax.config import ConfigError
+from fsmde_jax.configs import demo
 
 
 def get_config(variant: str = ""):
@@ -37,11 +37,10 @@ def get_config(variant: str = ""):
         "smoke_test": _smoke_test,
     }
     if variant not in variants:
-        raise ValueError(
+        raise ConfigError(
             f"configs/bench.py has no variant {variant!r}; use one of {sorted(variants)}"
         )
-    demo = runpy.run_path(str(pathlib.Path(__file__).with_name("demo.py")))
-    config = demo["get_config"]()
+    config = demo.get_config()
     config.name = f"world_bench_v4_{variant}".rstrip("_")
     config.train.steps = 750
     config.teacher.head_stage.train.steps = 300
