@@ -1,14 +1,15 @@
 """A trained student as a folder that stands alone:
 `python -m fsmde_jax.export --checkpoint=runs/demo --format=onnx --out=exported`.
 
-orbax: the parameters, for JAX, without optimizer, teacher and data. stablehlo: the compiled
-function, for any JAX without this package, on cpu, cuda and tpu. onnx: standard operators, for
-onnxruntime, TensorRT and the like (`pip install -e ".[export]"`). The latter two take any number of
-samples, from uint8 images and intrinsics to depth in metres and confidence: what has to be done
-before and after is inside.
+hub: safetensors, config.json and a model card, for `fsmde_jax.load` and the Hugging Face hub
+(`hf upload OWNER/NAME exported`). orbax: the parameters, for JAX, without optimizer, teacher and
+data. stablehlo: the compiled function, for any JAX without this package, on cpu, cuda and tpu.
+onnx: standard operators, for onnxruntime, TensorRT and the like (`pip install -e ".[export]"`). The
+latter two take any number of samples, from uint8 images and intrinsics to depth in metres and
+confidence: what has to be done before and after is inside.
 
-The folder also has README.md (inputs, outputs, how to load it), student.json (the same for
-programs), and self_test.npz (an input and its output).
+Every folder has a README.md (inputs, outputs, how to load it). All but the hub's also have
+student.json (the same for programs) and self_test.npz (an input and its output).
 """
 
 import pathlib

@@ -1,6 +1,9 @@
 """A trained student at work:
 `python -m fsmde_jax.predict --checkpoint=RUN --input=WHAT --out=DIR`.
 
+For a first look, without a run and without data, `--demo --out=DIR` takes the student and the
+street of the miniature world that come with the package.
+
 WHAT is a prepared dataset, a recording in the layout of DDAD, nuScenes or an own rig (`--split`), a
 folder of photos, one photo or a video (`--focal_px`, in pixels of the files; without it EXIF's, or
 a guess, and the log says which); without it, the data the run was trained on. An item is one
@@ -30,6 +33,7 @@ once it is whole; until then it is called `.unfinished-DIR`, which the same comm
 import pathlib
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from absl import app, flags
 
@@ -37,10 +41,12 @@ from fsmde_jax import cli
 from fsmde_jax.predict import writer
 
 _LISTED = 20  # problems that the terminal gets
+_SAY_WHAT = "give --checkpoint=RUN; or --demo, which takes no --input, --split and --focal_px"
 
 
 def _define_flags() -> None:
-    flags.DEFINE_string("checkpoint", None, "Folder of a run of fsmde_jax.main.", required=True)
+    flags.DEFINE_string("checkpoint", None, "Folder of a run of fsmde_jax.main.")
+    flags.DEFINE_bool("demo", False, "The shipped student, on the street that comes with it.")
     flags.DEFINE_string("input", None, "Dataset, recording, photos or video; the run's data.")
     flags.DEFINE_string("out", None, "Folder to write; must be empty or absent.", required=True)
     flags.DEFINE_string("split", None, "Of a dataset or recording; the run's eval_split.")
@@ -49,6 +55,15 @@ def _define_flags() -> None:
     flags.DEFINE_list("save", None, f"Some of {','.join(writer.SAVES)}; what suits the input.")
     flags.DEFINE_float("min_confidence", writer.MIN_CONFIDENCE, "Of points in clouds, 0 to 1.")
     flags.DEFINE_float("max_depth_m", None, "End of the colour range and of clouds.", 2.0)
+    flags.register_multi_flags_validator(
+        ["demo", "checkpoint", "input", "split", "focal_px"], _say_what, _SAY_WHAT
+    )
+
+
+def _say_what(given: dict[str, Any]) -> bool:
+    if given["demo"]:
+        return all(value is None for name, value in given.items() if name != "demo")
+    return given["checkpoint"] is not None
 
 
 def main(argv: Sequence[str]) -> None:
@@ -57,18 +72,25 @@ def main(argv: Sequence[str]) -> None:
     values = flags.FLAGS
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}; options start with --")
+    out = pathlib.Path(values.out)
+    options = {
+        "max_samples": values.max_samples,
+        "saves": values.save,
+        "min_confidence": values.min_confidence,
+        "max_depth_m": values.max_depth_m,
+    }
     with cli.errors_as_lines():
-        problems = writer.predict(
-            pathlib.Path(values.checkpoint),
-            pathlib.Path(values.out),
-            pathlib.Path(values.input) if values.input else None,
-            split=values.split,
-            focal_px=values.focal_px,
-            max_samples=values.max_samples,
-            saves=values.save,
-            min_confidence=values.min_confidence,
-            max_depth_m=values.max_depth_m,
-        )
+        if values.demo:
+            problems = writer.first_look(out, **options)
+        else:
+            problems = writer.predict(
+                pathlib.Path(values.checkpoint),
+                out,
+                pathlib.Path(values.input) if values.input else None,
+                split=values.split,
+                focal_px=values.focal_px,
+                **options,
+            )
     print(f"{values.out}: what the files mean is in about.json")
     for problem in problems[:_LISTED]:
         print(f"left out: {problem}", file=sys.stderr)
