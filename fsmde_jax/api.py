@@ -24,6 +24,7 @@ from fsmde_jax.errors import UserError
 from fsmde_jax.export import load as exported
 from fsmde_jax.pictures import point_cloud
 from fsmde_jax.predict import forward, inputs
+from fsmde_jax.run import checkpoints
 from fsmde_jax.run.load import load_student
 
 
@@ -41,9 +42,10 @@ def load(source: str | os.PathLike[str]) -> "TrainedStudent":
     if exported.is_export(folder):
         student, about = exported.load_export(folder)
         return TrainedStudent(student, about["run"], tuple(about["image_size"]))
-    if not (folder / config_lib.CONFIG_FILE).is_file():
+    missing = [n for n in (config_lib.CONFIG_FILE, checkpoints.FOLDER) if not (folder / n).exists()]
+    if missing:
         raise UserError(
-            f"{source} is neither a run's folder (it has no {config_lib.CONFIG_FILE}) nor an "
+            f"{source} is neither a run's folder (it has no {' and no '.join(missing)}) nor an "
             "export of one. Name the folder that fsmde_jax.main wrote (runs/NAME), or the one that "
             "fsmde_jax.export wrote with --format=hub"
         )

@@ -142,7 +142,11 @@ def test_a_focal_length_that_is_missing_or_none_is_named(student, focal_px):
 
 def test_what_cannot_be_loaded_is_named(tmp_path):
     for source, text in (
-        (tmp_path, r"neither a run's folder \(it has no config\.json\) nor an export"),
+        (tmp_path, r"neither a run's folder \(it has no config\.json and no checkpoints\) nor an"),
+        (
+            writer.STREET.with_name("mini-world"),
+            r"neither a run's folder \(it has no checkpoints\)",
+        ),
         (tmp_path / "nowhere", r"there is no such folder\. Name a run's folder, an export"),
         ("nowhere", r"shipped \(student-mini-world\)"),
         (pathlib.Path(__file__), r"test_api\.py is a file; name its folder"),

@@ -39,9 +39,10 @@ def find(source: str) -> pathlib.Path:
 
 def is_export(folder: pathlib.Path) -> bool:
     """Whether a folder is what `export` writes, in whatever format."""
+    if (folder / formats.ABOUT_FILE).is_file():
+        return True
     file = folder / hub.CONFIG_FILE
-    of_hub = lambda: weight_files.read_json(file, lambda c: c.get("model_type")) == hub.MODEL_TYPE  # noqa: E731
-    return (folder / formats.ABOUT_FILE).is_file() or (file.is_file() and of_hub())
+    return file.is_file() and weight_files.read_json(file, dict).get("model_type") == hub.MODEL_TYPE
 
 
 def load_export(folder: pathlib.Path) -> tuple[nnx.Module, dict[str, Any]]:
