@@ -2,14 +2,16 @@
 
     python -m fsmde_jax.export --checkpoint=runs/demo --format=onnx --out=exported
 
+    hub        safetensors, config.json and a model card, for fsmde_jax.load and the
+               Hugging Face hub (hf upload OWNER/NAME exported)
     orbax      the parameters, for JAX, without optimizer, teacher and data
     stablehlo  the compiled function, for any JAX without this package; cpu, cuda, tpu
     onnx       standard operators, for onnxruntime, TensorRT and the like
 
 The latter two take any number of samples, from uint8 images and intrinsics to depth in
-metres and confidence. They need `pip install -e ".[export]"`. The folder also has
-README.md (inputs, outputs, how to load it), student.json (the same for programs) and
-self_test.npz (an input and its output).
+metres and confidence. They need `pip install -e ".[export]"`. Every folder has a
+README.md (inputs, outputs, how to load it); all but the hub's also have student.json
+(the same for programs) and self_test.npz (an input and its output).
 """
 
 import pathlib

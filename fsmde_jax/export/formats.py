@@ -15,13 +15,20 @@ from ml_collections import ConfigDict
 from fsmde_jax import config as config_lib
 from fsmde_jax import files, markdown
 from fsmde_jax.errors import UserError
+from fsmde_jax.export import hub
 from fsmde_jax.run import checkpoints, example
 from fsmde_jax.run.load import load_student
 
-FORMATS = ("orbax", "stablehlo", "onnx")
+FORMATS = ("hub", "orbax", "stablehlo", "onnx")
 INPUTS = ("image", "intrinsics")
 OUTPUTS = ("depth_m", "confidence")
-FILES = {"orbax": "params", "stablehlo": "student.stablehlo", "onnx": "student.onnx"}
+FILES = {
+    "hub": hub.WEIGHTS_FILE,
+    "orbax": "params",
+    "stablehlo": "student.stablehlo",
+    "onnx": "student.onnx",
+}
+ABOUT_FILE = "student.json"  # what `describe` says, but in "hub", whose config.json says it
 _PACKAGES = {"stablehlo": "flatbuffers", "onnx": "onnx"}  # extras that a format needs
 
 
@@ -38,14 +45,19 @@ def export(workdir: pathlib.Path, format_: str, out: pathlib.Path) -> None:
     config = config_lib.load_config(workdir)
     student = load_student(config, workdir)
     sample, cameras = example.read(config, workdir)
+    about = describe(config, format_, sample, cameras)
+    if format_ == "hub":
+        figures = hub.figures_of(workdir)
+        with files.new_folder(out) as folder:
+            hub.write(folder, student, about, figures)
+        return
     inputs = {name: sample[name][None] for name in INPUTS}
     outputs = jax.jit(inference(student))(*inputs.values())
-    about = describe(config, format_, sample, cameras)
     with files.new_folder(out) as folder:
         _WRITERS[format_](student, inputs, folder.resolve() / FILES[format_])
         outputs = dict(zip(OUTPUTS, map(np.asarray, outputs), strict=True))
         np.savez_compressed(folder / "self_test.npz", **inputs, **outputs)
-        files.write_json(folder / "student.json", about, indent=2)
+        files.write_json(folder / ABOUT_FILE, about, indent=2)
         files.write_text(folder / "README.md", _readme(about))
 
 
@@ -82,11 +94,14 @@ def describe(
             "confidence": f"float32 [batch, {n}, {height}, {width}]: exp(-s), s the standard "
             "deviation of log depth; 1 is certain, .5 is a factor of two",
         },
+        "image_size": [height, width],
         "cameras": list(cameras),
         "intrinsics_px": sample["intrinsics"].tolist(),
         "vehicle_from_camera": sample["vehicle_from_camera"].tolist(),
         "canonical_focal_px": config_lib.input_focal_px(config),
         "student": config.student.size,
+        "mean_of": config.student.mean_of,
+        "dtype": config.train.dtype,
         "bins": config.bins.to_dict(),
         "depth_range_m": [config.data.min_depth_m, config.data.max_depth_m],
     }

@@ -46,6 +46,24 @@ def fuse(
     return PointCloud(np.concatenate(points_m).astype(np.float32), sample["image"][usable], camera)
 
 
+def fuse_reliable(
+    sample: dict[str, np.ndarray],
+    depth_m: Float[np.ndarray, "n h w"],
+    confidence: Float[np.ndarray, "n h w"],
+    min_confidence: float,
+    max_depth_m: float,
+) -> PointCloud:
+    """The pixels of all cameras nearer than `max_depth_m`, with at least that confidence, no smear.
+
+    Args:
+      sample: as for `fuse`.
+      depth_m: at the size of the images.
+      confidence: 0 to 1.
+    """
+    usable = (depth_m < max_depth_m) & (confidence >= min_confidence)
+    return fuse(sample, depth_m, usable & ~is_smear(depth_m, sample["intrinsics"]))
+
+
 def is_smear(
     depth_m: Float[np.ndarray, "n h w"], intrinsics: Float[np.ndarray, "n 3 3"]
 ) -> Bool[np.ndarray, "n h w"]:

@@ -1,5 +1,6 @@
 """Depth, confidence, pictures and point clouds by a trained student.
 
+    python -m fsmde_jax.predict --demo --out=first_look
     python -m fsmde_jax.predict --checkpoint=runs/demo --out=DIR
     python -m fsmde_jax.predict --checkpoint=RUN --input=drive.mp4 --focal_px=1060 --out=DIR
 
@@ -23,17 +24,20 @@ What is broken is left out and named, also in DIR/problems.txt; the exit code is
 
 import pathlib
 import sys
+from typing import Any
 
 from absl import flags
 
 from fsmde_jax import cli
 
 _LISTED = 20  # problems that the terminal gets
+_SAY_WHAT = "give --checkpoint=RUN; or --demo, which takes no --input, --split and --focal_px"
 
 
 def define_flags() -> None:
     """The command's flags."""
-    flags.DEFINE_string("checkpoint", None, "Folder of a run.", required=True)
+    flags.DEFINE_string("checkpoint", None, "Folder of a run.")
+    flags.DEFINE_bool("demo", False, "The shipped student, on the street that comes with it.")
     flags.DEFINE_string("input", None, "Dataset, recording, photos or video; the run's data.")
     flags.DEFINE_string("out", None, "Folder to write; must be empty or absent.", required=True)
     flags.DEFINE_string("split", None, "Of a dataset or recording; the run's eval_split.")
@@ -44,6 +48,15 @@ def define_flags() -> None:
     flags.DEFINE_list("save", None, "Some of the above; what suits the input.")
     flags.DEFINE_float("min_confidence", 0.0, "Of points in clouds, 0 to 1; 0 keeps all.")
     flags.DEFINE_float("max_depth_m", None, "End of the colour range and of clouds.", 2.0)
+    flags.register_multi_flags_validator(
+        ["demo", "checkpoint", "input", "split", "focal_px"], _say_what, _SAY_WHAT
+    )
+
+
+def _say_what(given: dict[str, Any]) -> bool:
+    if given["demo"]:
+        return all(value is None for name, value in given.items() if name != "demo")
+    return given["checkpoint"] is not None
 
 
 def main(_) -> None:
@@ -53,17 +66,24 @@ def main(_) -> None:
 
     cli.set_up()
     values = flags.FLAGS
-    problems = writer.predict(
-        pathlib.Path(values.checkpoint),
-        pathlib.Path(values.out),
-        pathlib.Path(values.input) if values.input else None,
-        split=values.split,
-        focal_px=values.focal_px,
-        max_samples=values.max_samples,
-        saves=values.save,
-        min_confidence=values.min_confidence,
-        max_depth_m=values.max_depth_m,
-    )
+    out = pathlib.Path(values.out)
+    options = {
+        "max_samples": values.max_samples,
+        "saves": values.save,
+        "min_confidence": values.min_confidence,
+        "max_depth_m": values.max_depth_m,
+    }
+    if values.demo:
+        problems = writer.first_look(out, **options)
+    else:
+        problems = writer.predict(
+            pathlib.Path(values.checkpoint),
+            out,
+            pathlib.Path(values.input) if values.input else None,
+            split=values.split,
+            focal_px=values.focal_px,
+            **options,
+        )
     print(f"{values.out}: what the files mean is in about.json")
     for problem in problems[:_LISTED]:
         print(f"left out: {problem}", file=sys.stderr)

@@ -2,13 +2,11 @@
 
 All become items of the same kind: the images of one instant at the size the network runs at, with
 intrinsics of those images. Rings come at the size the student was trained at, as `prepare` makes
-them. So do photos of nearly that aspect ratio; one that is off by more than `ASPECT_TOLERANCE` is
-not squeezed, cropped or padded, since the network is fully convolutional: it runs at the size of
-its own shape with about as many pixels, and says so.
+them. Photos come at the size that `forward.size_like` chooses; an item says so where that is
+another one.
 """
 
 import dataclasses
-import math
 import re
 import tempfile
 from collections.abc import Callable, Iterator
@@ -20,21 +18,13 @@ from jaxtyping import Float, UInt8
 from ml_collections import ConfigDict
 from PIL import Image
 
-from fsmde_jax import rig
 from fsmde_jax.data import pipeline, prepared
 from fsmde_jax.data.readers import recording
 from fsmde_jax.data.readers.recording import RecordingError
 from fsmde_jax.errors import UserError
-from fsmde_jax.predict import photos
+from fsmde_jax.predict import forward, photos
 from fsmde_jax.prepare import scenes
 from fsmde_jax.run import example
-
-ASPECT_TOLERANCE = 0.1
-STRIDE = 32  # of the student's coarsest features
-# A camera alone looks ahead from the vehicle's origin.
-VEHICLE_FROM_PHOTO = np.array(
-    [[0, 0, 1, 0], [-1, 0, 0, 0], [0, -1, 0, 0], [0, 0, 0, 1]], np.float32
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +93,7 @@ def open_inputs(
             found = scenes.READERS[dataset].find(path)
         except FileNotFoundError:
             continue
-        return _of_recording(dataset, found, split, config, network_size(config, workdir))
+        return of_recording(dataset, found, split, network_size(config, workdir), data.downscale)
     if path.is_file():
         raise UserError(
             f"--input={path}: not an image ({', '.join(photos.IMAGE_SUFFIXES)}), video "
@@ -121,24 +111,6 @@ def network_size(config: ConfigDict, workdir: Path) -> tuple[int, int]:
     size = config.world.image_size if config.data.dataset == "world" else named.groups()
     height, width = (int(side) // config.data.downscale for side in size)
     return height, width
-
-
-def size_like(size: tuple[int, int], image_size: tuple[int, int]) -> tuple[int, int]:
-    """The (height, width) at which an image of another size is run.
-
-    `size`, or where the aspect ratio differs by more than `ASPECT_TOLERANCE`, the multiples of
-    `STRIDE` that have nearly the image's and about as many pixels.
-    """
-    aspect, area = image_size[1] / image_size[0], size[0] * size[1]
-    if abs(math.log(aspect * size[0] / size[1])) < ASPECT_TOLERANCE:
-        return size
-
-    def badness(candidate: tuple[int, int]) -> float:
-        height, width = candidate
-        return abs(math.log(width / height / aspect)) + 0.3 * abs(math.log(height * width / area))
-
-    sides = range(STRIDE, 4 * max(size) + STRIDE, STRIDE)
-    return min(((height, width) for height in sides for width in sides), key=badness)
 
 
 # Rings
@@ -165,13 +137,20 @@ def _of_sample(sample: dict[str, Any], downscale: int, problems: tuple[str, ...]
     )
 
 
-def _of_recording(
-    dataset: str, found: Path, split: str, config: ConfigDict, size: tuple[int, int]
+def of_recording(
+    dataset: str, found: Path, split: str, size: tuple[int, int], downscale: int = 1
 ) -> Inputs:
-    """Samples as `prepare` would store them, without storing them."""
-    reader, scale = scenes.READERS[dataset], config.data.downscale
+    """Samples as `prepare` would store them, without storing them.
+
+    Args:
+      dataset: which reader, of `scenes.READERS`.
+      found: what its `find` returned.
+      size: (height, width) that the network runs at.
+      downscale: the prepared images were larger by that factor.
+    """
+    reader = scenes.READERS[dataset]
     height, width = size
-    options = {"name": "predict", "image_size": (height * scale, width * scale)}
+    options = {"name": "predict", "image_size": (height * downscale, width * downscale)}
     builder = scenes.make_builder(dataset, tuple(options.items()))
     folder = tempfile.TemporaryDirectory(prefix="fsmde_jax_plan_")
     planned = reader.plan(found, (split,), Path(folder.name))[split]
@@ -186,7 +165,7 @@ def _of_recording(
                     yield error
                     continue
                 for index in range(len(scene)):
-                    yield _item_or_error(builder, scene, index, scale)
+                    yield _item_or_error(builder, scene, index, downscale)
 
     return Inputs("ring", count, items())
 
@@ -277,35 +256,27 @@ def _of_video(path: Path, size: tuple[int, int], focal_px: float | None) -> Inpu
 
 def _of_image(name: str, photo: photos.Photo, size: tuple[int, int]) -> Item:
     native = photo.image.size[::-1]
-    run_at = size_like(size, native)
-    resized = photo.image.resize(run_at[::-1], Image.Resampling.LANCZOS)
+    run_at = forward.size_like(size, native)
     remarks = [f"focal length {photo.focal_px:.0f} px ({photo.focal_from})"]
     if run_at != size:
         remarks.append(
             f"{native[0]}x{native[1]} has another aspect ratio than the network's "
             f"{size[0]}x{size[1]}; run at {run_at[0]}x{run_at[1]}"
         )
-    intrinsics = rig.scale_intrinsics(intrinsics_of(native, photo.focal_px), native, run_at)
-    sample = _single(np.asarray(resized), intrinsics)
+    intrinsics = forward.intrinsics_of(native, photo.focal_px)[None]
+    sample = _single(*forward.resized([photo.image], intrinsics, run_at))
     return Item(name, ("",), sample, remarks=tuple(remarks))
 
 
-def intrinsics_of(size: tuple[int, int], focal_px: float) -> Float[np.ndarray, "3 3"]:
-    """Of a camera with square pixels that looks through the centre of an image (height, width)."""
-    height, width = size
-    rows = [[focal_px, 0, width / 2], [0, focal_px, height / 2], [0, 0, 1]]
-    return np.array(rows, np.float32)
-
-
 def _single(
-    image: UInt8[np.ndarray, "h w 3"], intrinsics: Float[np.ndarray, "3 3"]
+    image: UInt8[np.ndarray, "1 h w 3"], intrinsics: Float[np.ndarray, "1 3 3"]
 ) -> dict[str, np.ndarray]:
     """Batch fields of a camera alone, without LiDAR."""
     return {
-        "image": image[None],
+        "image": image,
         "camera_mask": np.ones(1, bool),
-        "intrinsics": intrinsics[None],
-        "vehicle_from_camera": VEHICLE_FROM_PHOTO[None],
+        "intrinsics": intrinsics,
+        "vehicle_from_camera": forward.VEHICLE_FROM_PHOTO[None],
         "lidar_xy": np.zeros((1, 0, 2), np.float32),
         "lidar_depth_m": np.zeros((1, 0), np.float32),
     }

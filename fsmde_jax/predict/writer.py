@@ -9,18 +9,17 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float
-from ml_collections import ConfigDict
 from PIL import Image
 from tqdm import tqdm
 
 from fsmde_jax import config as config_lib
 from fsmde_jax import files, rig
+from fsmde_jax.data.readers import rig_folder
 from fsmde_jax.errors import UserError
-from fsmde_jax.export import formats
-from fsmde_jax.models.layers import compiler
+from fsmde_jax.export import load as exported
 from fsmde_jax.pictures import above, film, point_cloud, ring
 from fsmde_jax.pictures.colours import COLOUR_MAP, MIN_DEPTH_M, depth_colours
-from fsmde_jax.predict import inputs, photos
+from fsmde_jax.predict import forward, inputs, photos
 from fsmde_jax.predict.inputs import Item
 from fsmde_jax.run.load import load_student
 
@@ -30,6 +29,9 @@ DEFAULT_SAVES = {
     "photos": ("depth", "npz", "confidence", "pictures", "panel", "cloud"),
     "video": ("video",),
 }
+FIRST_SAVES = ("panel", "birds_eye", "cloud", "depth", "confidence", "pictures")
+FIRST_MAX_DEPTH_M = 80.0
+STREET = pathlib.Path(__file__).parents[1] / "assets" / "street-mini-world"
 SAVES = (*DEFAULT_SAVES["ring"], "video")
 RING_FPS = 4.0
 # Keeps all: how high it gets differs from student to student.
@@ -64,11 +66,57 @@ def predict(
     files.refuse_occupied(out)
     config = config_lib.load_config(workdir)
     student = load_student(config, workdir)
-    source = inputs.open_inputs(what, config, workdir, split, focal_px)
+    return write(
+        forward.compiled(student),
+        inputs.open_inputs(what, config, workdir, split, focal_px),
+        out,
+        config.name,
+        max_samples=max_samples,
+        saves=saves,
+        min_confidence=min_confidence,
+        max_depth_m=max_depth_m or config.evaluation.picture_max_depth_m,
+    )
+
+
+def first_look(
+    out: pathlib.Path,
+    *,
+    max_samples: int | None = None,
+    saves: Sequence[str] | None = None,
+    min_confidence: float = MIN_CONFIDENCE,
+    max_depth_m: float | None = None,
+) -> list[str]:
+    """`predict` with the shipped student, on the shipped street of the miniature world."""
+    files.refuse_occupied(out)
+    student, about = exported.load_export(exported.SHIPPED["student-mini-world"])
+    size = tuple(about["image_size"])
+    return write(
+        forward.compiled(student),
+        inputs.of_recording("rig", rig_folder.find(STREET), "val", size),
+        out,
+        about["run"],
+        max_samples=max_samples,
+        saves=saves or FIRST_SAVES,
+        min_confidence=min_confidence,
+        max_depth_m=max_depth_m or FIRST_MAX_DEPTH_M,
+    )
+
+
+def write(
+    run: Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]],
+    source: inputs.Inputs,
+    out: pathlib.Path,
+    name: str,
+    *,
+    max_samples: int | None,
+    saves: Sequence[str] | None,
+    min_confidence: float,
+    max_depth_m: float,
+) -> list[str]:
+    """`predict` with a student (`forward.compiled`) of that name and inputs that are open."""
     saves = _choose(saves, source.kind)
-    max_depth_m = max_depth_m or config.evaluation.picture_max_depth_m
     count = min(source.count, max_samples or source.count)
-    run, problems, remarks = _runner(student), [], {}
+    problems, remarks = [], {}
     with files.new_folder(out) as folder:
         writer = _Writer(folder, saves, source.fps or RING_FPS, min_confidence, max_depth_m)
         try:
@@ -81,14 +129,14 @@ def predict(
                 if item.remarks:
                     remarks[item.name] = list(item.remarks)
                     tqdm.write(f"{item.name}: {'; '.join(item.remarks)}", file=sys.stderr)
-                writer.add(item, *run(item))
+                writer.add(item, *run(item.sample["image"], item.sample["intrinsics"]))
         finally:
             writer.close()
         if not writer.count:
             raise UserError("nothing could be predicted: " + "; ".join(problems[:3]))
         if problems:
             files.write_text(folder / PROBLEMS_FILE, "\n".join(problems) + "\n")
-        about = _about(config, saves, min_confidence, max_depth_m) | {"remarks": remarks}
+        about = _about(name, saves, min_confidence, max_depth_m) | {"remarks": remarks}
         files.write_json(folder / "about.json", about)
     return problems
 
@@ -111,23 +159,12 @@ def _choose(saves: Sequence[str] | None, kind: str) -> tuple[str, ...]:
     return chosen
 
 
-def _runner(student) -> Callable[[Item], tuple[np.ndarray, np.ndarray]]:
-    """Item -> (depth_m, confidence) [n h w]; compiled once for every number and size of images."""
-    function = compiler.Program(formats.inference(student), compiler.inference_options())
-
-    def run(item: Item) -> tuple[np.ndarray, np.ndarray]:
-        outputs = function(item.sample["image"][None], item.sample["intrinsics"][None])
-        return tuple(np.asarray(output[0], np.float32) for output in outputs)
-
-    return run
-
-
 def _about(
-    config: ConfigDict, saves: Sequence[str], min_confidence: float, max_depth_m: float
+    name: str, saves: Sequence[str], min_confidence: float, max_depth_m: float
 ) -> dict[str, Any]:
     """What the files mean, for about.json."""
     return {
-        "run": config.name,
+        "run": name,
         "saved": list(saves),
         "depth": "z-depth along the optical axis, in metres; at the network's resolution",
         "depth_png_unit_m": UNIT_M,
@@ -173,9 +210,9 @@ class _Writer:
                 item.sample, {"depth": depth_m}, titles, self.max_depth_m, path, confidence
             )
         if {"cloud", "birds_eye", "rerun"} & set(self.saves):
-            usable = (depth_m < self.max_depth_m) & (confidence >= self.min_confidence)
-            usable &= ~point_cloud.is_smear(depth_m, item.sample["intrinsics"])
-            cloud = point_cloud.fuse(item.sample, depth_m, usable)
+            cloud = point_cloud.fuse_reliable(
+                item.sample, depth_m, confidence, self.min_confidence, self.max_depth_m
+            )
             lidar_m = point_cloud.of_lidar(item.sample)
         if "cloud" in self.saves:
             point_cloud.write_ply(self._path("cloud", item.name, ".ply"), cloud)

@@ -194,6 +194,26 @@ def save_tree(path: pathlib.Path, tree: Any) -> None:
         checkpointer.save(path.resolve(), jax.device_get(tree))
 
 
+def read_tree(path: pathlib.Path, like: Any) -> Any:
+    """What `save_tree` wrote, on the host.
+
+    Args:
+      like: the tree's arrays, or their shapes.
+
+    Raises `CheckpointError` where the tree is missing or of other arrays, `DamagedError` where it
+    cannot be read.
+    """
+    if not path.is_dir():
+        raise CheckpointError(f"{path} is missing")
+    if what := _differing(_saved_arrays(path.parent, path.name), _arrays(like, path.name)):
+        raise CheckpointError(f"{path} does not fit this version of fsmde_jax: {what}")
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            return jax.device_get(checkpointer.restore(path.resolve(), like))
+    except Exception as error:  # Orbax raises bare exceptions on truncated data
+        raise DamagedError(f"{path} cannot be read: {_first_line(error)}") from error
+
+
 def latest_step(workdir: pathlib.Path) -> int | None:
     """The newest step saved in a run's folder; None where there never was one."""
     directory = workdir.resolve() / FOLDER

@@ -14,9 +14,11 @@ from flax import nnx
 from PIL import Image
 from tiny_run import prepare_recording, tiny_config
 
+import fsmde_jax
 from fsmde_jax import config as config_lib
 from fsmde_jax.errors import UserError
 from fsmde_jax.export import formats
+from fsmde_jax.export.load import load_export
 from fsmde_jax.models.student import Student, StudentConfig
 from fsmde_jax.run.load import load_student
 from fsmde_jax.train import loop
@@ -122,6 +124,64 @@ def test_parameters_are_read_without_the_package(workdir, tmp_path):
     assert about["canonical_focal_px"] == 60.0 and about["depth_range_m"] == [0.1, 200.0]
 
 
+@pytest.mark.parametrize("format_", ["hub", "orbax"])
+def test_what_is_read_back_is_the_student_bit_for_bit(workdir, tmp_path, format_):
+    folder = tmp_path / "out"
+    formats.export(workdir, format_, folder)
+    found, about = load_export(folder)
+    wanted = load_student(config_lib.load_config(workdir), workdir)
+    ours, theirs = (dict(nnx.to_flat_state(nnx.state(one))) for one in (wanted, found))
+    assert ours.keys() == theirs.keys()
+    for path, leaf in ours.items():
+        np.testing.assert_array_equal(theirs[path][...], leaf[...])
+        assert theirs[path].dtype == leaf.dtype
+    sample = np.load(workdir / "example.npz")
+    of_run, of_export = fsmde_jax.load(workdir), fsmde_jax.load(folder)
+    assert (of_export.name, of_export.image_size) == (of_run.name, of_run.image_size)
+    assert of_run.image_size == (32, 64) and about["cameras"] == sample["cameras"].tolist()
+    first, second = (one(sample["image"], sample["intrinsics"]) for one in (of_run, of_export))
+    np.testing.assert_array_equal(first.depth_m, second.depth_m)
+    np.testing.assert_array_equal(first.confidence, second.confidence)
+
+
+def test_the_card_has_the_figures_of_the_runs_report(workdir, tmp_path):
+    formats.export(workdir, "hub", tmp_path / "without")
+    card = (tmp_path / "without/README.md").read_text()
+    assert card.startswith("---\nlicense: apache-2.0\nlibrary_name: fsmde_jax\n")
+    assert "no report when it was exported" in card and "32x64" in card
+    names = {"README.md", "config.json", "model.safetensors", "model.safetensors.sha256"}
+    assert {path.name for path in (tmp_path / "without").iterdir()} == names
+    run = shutil.copytree(workdir, tmp_path / "run")
+    mean = {"abs_rel": 0.25, "rmse_m": 11.4, "delta1": 0.674}
+    student = {"mean": mean, "scenes": {}, "images": 4}
+    about = {"settings": {"mirroring": "none"}, "text": "tiny on ddad val"}
+    (run / "report").mkdir()
+    report = {"about": about, "methods": {"student": student}}
+    (run / "report/results.json").write_text(json.dumps(report))
+    formats.export(run, "hub", tmp_path / "with")
+    said = "AbsRel 0.250, RMSE 11.40 m, δ < 1.25 0.674 (tiny on ddad val)."
+    assert said in (tmp_path / "with/README.md").read_text()
+
+
+def test_a_damaged_export_is_named(workdir, tmp_path):
+    formats.export(workdir, "hub", tmp_path / "hub")
+    weights = tmp_path / "hub/model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-5] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(UserError, match=r"model\.safetensors is damaged: its SHA-256"):
+        load_export(tmp_path / "hub")
+    formats.export(workdir, "orbax", tmp_path / "orbax")
+    about = json.loads((tmp_path / "orbax/student.json").read_text())
+    about["bins"]["num_bins"] = 16
+    (tmp_path / "orbax/student.json").write_text(json.dumps(about))
+    with pytest.raises(UserError, match=r"params does not fit this version of fsmde_jax: params/"):
+        load_export(tmp_path / "orbax")
+    shutil.rmtree(tmp_path / "orbax/params")
+    with pytest.raises(UserError, match=r"orbax/params is missing"):
+        load_export(tmp_path / "orbax")
+
+
 @pytest.fixture
 def moved(workdir, tmp_path, monkeypatch):
     """The run alone, elsewhere: its data is gone, and the command runs in another folder."""
@@ -193,7 +253,7 @@ def test_what_cannot_be_exported_is_named(workdir, tmp_path, monkeypatch):
         patch.setattr("importlib.util.find_spec", lambda name: None)
         with pytest.raises(UserError, match=r"--format=onnx needs the package onnx"):
             formats.export(workdir, "onnx", tmp_path / "out")
-    with pytest.raises(UserError, match=r"--format=tflite: use one of orbax, stablehlo, onnx"):
+    with pytest.raises(UserError, match=r"--format=tflite: use one of hub, orbax, stablehlo, onnx"):
         formats.export(workdir, "tflite", tmp_path / "out")
     with pytest.raises(UserError, match="is there already"):
         formats.export(workdir, "orbax", workdir)

@@ -22,7 +22,7 @@ from fsmde_jax.evaluate.depth_maps import Predictions
 from fsmde_jax.pictures import point_cloud
 from fsmde_jax.pictures.colours import depth_colours
 from fsmde_jax.pictures.ring import draw_ring
-from fsmde_jax.predict import inputs, photos, writer
+from fsmde_jax.predict import forward, inputs, photos, writer
 from fsmde_jax.prepare.folder import prepare
 from fsmde_jax.train import loop
 
@@ -204,7 +204,7 @@ def test_names_that_are_formulas_or_no_utf8_are_shown(tmp_path):
      ((4000, 3000), (544, 416)), ((500, 2000), (224, 896))],
 )  # fmt: skip
 def test_a_size_like_the_networks_for_every_shape(image, expected):
-    height, width = inputs.size_like((352, 640), image)
+    height, width = forward.size_like((352, 640), image)
     assert (height, width) == expected
 
 

@@ -166,13 +166,13 @@ DEPTH_ANYTHING_TABLE = (
 )
 
 
-MINI_TABLE = (Rule(r"(.+)", r"\1"),)  # our own names and axes
+OWN_TABLE = (Rule(r"(.+)", r"\1"),)  # our own names and axes
 
 
 def table_of(config: DPTConfig | MiniConfig) -> Table:
     """The table of a model's family."""
     if isinstance(config, MiniConfig):
-        return MINI_TABLE
+        return OWN_TABLE
     if config.stem:
         return DPT_HYBRID_TABLE
     return DEPTH_ANYTHING_TABLE if config.normalise_layers else DPT_TABLE
