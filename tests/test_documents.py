@@ -3,6 +3,7 @@
 import pathlib
 import re
 
+import numpy as np
 import pytest
 
 from fsmde_jax.config import default_config, flatten
@@ -119,6 +120,14 @@ def test_commands_are_ones_that_can_be_given(page):
             assert not key or key in keys, f"{module} --{flag}"
         for config in re.findall(r"--config=([\w./-]+)", rest):
             assert config in FILES, config
+
+
+def test_the_snippet_of_readme_runs():
+    code = README.read_text().split("```python\n")[1].split("```")[0]
+    known = {"image": np.zeros((96, 160, 3), np.uint8)}
+    exec(code.replace("runs/demo", "student-mini-world"), known)
+    assert known["estimate"].depth_m.shape == (96, 160)
+    assert len(known["cloud"].points_m)
 
 
 @what_people_read
