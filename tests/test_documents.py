@@ -13,6 +13,11 @@ FOLDERS = ("fsmde_jax", "tfds_builders", "tests", "configs", "colab")
 PAGES = [*ROOT.glob("*.md"), *(page for name in FOLDERS for page in (ROOT / name).rglob("*.md"))]
 README = ROOT / "README.md"
 JOBS = sorted(ROOT.glob("fsmde_jax/*/README.md"))  # a page a folder that people use
+SCRIPTS = {  # `fsmde X` where X is not the module's name
+    "train": "main",
+    "compare": "evaluate.compare",
+    "sparsification": "evaluate.sparsification",
+}
 FILES = {str(path.relative_to(ROOT)) for name in FOLDERS for path in (ROOT / name).rglob("*.*")}
 
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -37,9 +42,12 @@ def sentences(paragraph: str) -> list[str]:
 
 
 def commands(page: pathlib.Path) -> list[tuple[str, str]]:
-    """Every `python -m fsmde_jax.X ...` of a page: the module, and what follows."""
+    """Every `python -m fsmde_jax.X ...` or `fsmde X ...` of a page: the module, what follows."""
     text = page.read_text().replace("\\\n", " ")
-    return re.findall(r"python -m (fsmde_jax[\w.]*)([^`\n|&>]*)", text)
+    found = re.findall(r"(?:python -m (fsmde_jax[\w.]*)|`fsmde (\w+))([^`\n|&>]*)", text)
+    return [
+        (module or f"fsmde_jax.{SCRIPTS.get(name, name)}", rest) for module, name, rest in found
+    ]
 
 
 def source_of(module: str) -> pathlib.Path:
@@ -49,7 +57,9 @@ def source_of(module: str) -> pathlib.Path:
 
 
 def flags_of(module: str) -> set[str]:
-    return set(re.findall(r"DEFINE_\w+\(\s*\"(\w+)\"", source_of(module).read_text()))
+    source = source_of(module).read_text()
+    config = {"config"} if "cli.define_config(" in source else set()
+    return config | set(re.findall(r"DEFINE_\w+\(\s*\"(\w+)\"", source))
 
 
 def anchors(page: pathlib.Path) -> set[str]:
@@ -119,7 +129,7 @@ def test_commands_are_ones_that_can_be_given(page):
             assert name in flags_of(module) | {"help"}, f"{module} --{flag}"
             assert not key or key in keys, f"{module} --{flag}"
         for config in re.findall(r"--config=([\w./-]+)", rest):
-            assert config in FILES, config
+            assert {config, f"fsmde_jax/configs/{config}.py"} & FILES, config
 
 
 def test_the_snippet_of_readme_runs():
