@@ -55,6 +55,21 @@ def imported(module: pathlib.Path) -> set[str]:
     return {part_of(path) for path in within if not path[0].startswith("__")}  # no __version__
 
 
+def modules_in_the_tree() -> dict[str, str]:
+    """What CONTRIBUTING.md's tree says of each module, by its path in the package."""
+    block = CONTRIBUTING.read_text().split("    fsmde_jax/\n")[1].split("    tfds_builders/")[0]
+    found, folders = {}, []
+    for line in block.splitlines():
+        depth = (len(line) - len(line.lstrip())) // 2 - 3
+        name, _, what = line.strip().partition(" ")
+        folders = folders[:depth]
+        if name.endswith("/"):
+            folders.append(name)
+        else:
+            found["".join(folders) + name] = what.strip()
+    return found
+
+
 @pytest.mark.parametrize("module", MODULES, ids=lambda module: str(module.relative_to(PACKAGE)))
 def test_nothing_imports_upward(module):
     own = part_of(module.relative_to(PACKAGE).with_suffix("").parts)
@@ -68,3 +83,10 @@ def test_nothing_imports_upward(module):
 def test_the_layers_are_written_down():
     rows = re.findall(r"^\| \d+ \| (.+) \|$", CONTRIBUTING.read_text(), flags=re.MULTILINE)
     assert [tuple(re.findall(r"`(\w+)`", row)) for row in rows] == list(LAYERS)
+
+
+def test_the_tree_lists_every_module():
+    modules = {str(m.relative_to(PACKAGE)) for m in MODULES if m.name != "__init__.py"}
+    listed = modules_in_the_tree()
+    assert modules == listed.keys()
+    assert all(listed.values())
