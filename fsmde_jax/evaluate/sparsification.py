@@ -2,12 +2,12 @@
 
     python -m fsmde_jax.evaluate.sparsification --checkpoint=runs/demo --out=DIR
 
-Leaves out more and more of the validation split's LiDAR pixels, the least confident first, and
-measures AbsRel of the rest. If this curve falls, the confidence knows. The oracle leaves out the
-pixels with the largest error first. AUSE (Ilg et al., arXiv 1802.07062) is the area between the
-two curves, as a share of the error of all pixels. The oracle's is 0; a confidence that says
-nothing has the area between the oracle's curve and a level line. Writes `sparsification.md`,
-`.json` and `.png`.
+Leaves out more and more of the validation split's LiDAR pixels, the least confident
+first, and measures AbsRel of the rest. If this curve falls, the confidence knows. The
+oracle leaves out the pixels with the largest error first. AUSE (Ilg et al., arXiv
+1802.07062) is the area between the two curves, as a share of the error of all pixels.
+The oracle's is 0; a confidence that says nothing has the area between the oracle's
+curve and a level line. Writes sparsification.md, .json and .png.
 """
 
 import pathlib
