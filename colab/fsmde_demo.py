@@ -219,4 +219,4 @@ display(Markdown((exported / "README.md").read_text()))
 #
 # An own rig needs a folder of undistorted images, LiDAR and one `rig.json`;
 # `python -m fsmde_jax.prepare --dataset=rig --source=RIG --check` says what is wrong with it. The
-# README has both, and what a training run takes.
+# pages `fsmde_jax/prepare/README.md` and `fsmde_jax/train/README.md` have both.

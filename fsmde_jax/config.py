@@ -286,8 +286,8 @@ def _student() -> ConfigDict:
     # "tiny", "small", "resnet18", "resnet34", "mobilenetv2" or "efficientnet_lite0"
     # (fsmde_jax/models/student.py).
     student.size = "resnet18"
-    # A hub id, folder or .safetensors file of the size's encoder (the README says which); "" starts
-    # from scratch.
+    # A hub id, folder or .safetensors file of the size's encoder (fsmde_jax/models/README.md has
+    # them); "" starts from scratch.
     student.encoder_weights = ""
     # The focal length for which depth is predicted, in pixels of the prepared images; a camera of
     # another one has its depth scaled by the ratio.

@@ -79,7 +79,7 @@ def load_encoder(source: str | pathlib.Path, model: ResNet | MobileNet):
         raise WeightsError(
             f"{file.file} is of another architecture than the student's encoder ({len(faults)} "
             f"faults, the first: {faults[0]}). config.student.encoder_weights must fit "
-            "config.student.size; the README's table of students has both"
+            "config.student.size; fsmde_jax/models/README.md has a table of both"
         )
     tensors = {key: file.read(key) for key in file.shapes}
     load_state_dict_into(model, tensors, table, str(file.file))
