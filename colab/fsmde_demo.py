@@ -24,10 +24,13 @@
 # %% [markdown]
 # ## 1. Install
 #
-# In Colab, put the address of your copy of the repository into `REPOSITORY`. In a checkout with
-# `pip install -e ".[export,predict]"` done, this cell only finds its root.
+# In Colab, say in `SOURCE` where the package is: a wheel that you uploaded, a folder of the
+# repository, or an address to clone it from. Where the package is installed already, as in a
+# checkout after `pip install -e ".[export,predict]"`, leave it empty.
 
 # %%
+import importlib
+import importlib.util
 import os
 import pathlib
 import shlex
@@ -37,20 +40,28 @@ import sys
 # The commands below run beside this process, on the same accelerator: none may take all memory.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
-REPOSITORY = ""
+SOURCE = ""
 SHORT = os.environ.get("FSMDE_SHORT") == "1"
 
-root = pathlib.Path.cwd()
-root = root if (root / "configs").is_dir() else root.parent
-if not (root / "configs").is_dir():
-    subprocess.run(["git", "clone", REPOSITORY, "fsmde_jax_repository"], check=True)
-    root = pathlib.Path("fsmde_jax_repository").resolve()
-    install = [sys.executable, "-m", "pip", "install", "-q", "-e", ".[export,predict]"]
-    subprocess.run(install, cwd=root, check=True)
+root = pathlib.Path.cwd()  # runs and data lie here
+if importlib.util.find_spec("fsmde_jax") is None:
+    if not SOURCE:
+        raise SystemExit(
+            "fsmde_jax is not installed. Upload its wheel or the folder of its repository (the "
+            "symbol of a folder, on the left), and write its name into SOURCE, above: "
+            'SOURCE = "fsmde_jax-0.1.0-py3-none-any.whl". Or write an address to clone it from.'
+        )
+    package = pathlib.Path(SOURCE)
+    if not package.exists():
+        package = pathlib.Path("fsmde_jax_repository")
+        subprocess.run(["git", "clone", SOURCE, package], check=True)
+    install = [sys.executable, "-m", "pip", "install", "-q", f"{package.resolve()}[export,predict]"]
+    subprocess.run(install, check=True)
+    importlib.invalidate_caches()
 
 
 def run(command: str) -> None:
-    """Runs one of the package's commands in the repository; an error stops the notebook."""
+    """Runs one of the package's commands; an error stops the notebook."""
     command = ["-m", *shlex.split(command)]
     done = subprocess.run([sys.executable, *command], cwd=root, capture_output=True, text=True)
     if done.returncode:
@@ -66,7 +77,6 @@ import numpy as np
 from IPython.display import Markdown, display
 from PIL import Image
 
-sys.path.insert(0, str(root))
 print(f"{jax.devices()[0].device_kind} x {jax.device_count()}")
 
 # %% [markdown]
@@ -87,7 +97,7 @@ STEPS = f" --config.train.steps={steps} --config.train.log_every={max(2, steps /
 STEPS += f" --config.teacher.head_stage.train.steps={steps // 2}"
 OTHERS = " --config.data.keep_unlabelled=True"
 
-run(f"fsmde_jax.main --config=configs/demo.py --workdir={RUNS}/none --dry_run {WORLD}")
+run(f"fsmde_jax.main --config=demo --workdir={RUNS}/none --dry_run {WORLD}")
 
 # %% [markdown]
 # ## 3. Distil
@@ -98,7 +108,7 @@ run(f"fsmde_jax.main --config=configs/demo.py --workdir={RUNS}/none --dry_run {W
 
 # %%
 distilled = f"{RUNS}/ckd_vrkd"
-run(f"fsmde_jax.main --config=configs/demo.py --workdir={distilled} {WORLD}{LABELS}{STEPS}{OTHERS}")
+run(f"fsmde_jax.main --config=demo --workdir={distilled} {WORLD}{LABELS}{STEPS}{OTHERS}")
 
 # %% [markdown]
 # What the world looks like: one instant of a street of the validation split, image and LiDAR.
@@ -108,7 +118,6 @@ from fsmde_jax import config as config_lib
 from fsmde_jax.data import pipeline
 from fsmde_jax.pictures import ring
 
-os.chdir(root)
 config = config_lib.load_config(root / distilled)
 source, cameras = pipeline.open_data(config.data, "val")
 sample = pipeline.place_on_rig(
@@ -170,14 +179,11 @@ for kind in ("panel", "birds_eye"):
 #
 # The same student, supervised by the LiDAR of the same streets only. **One run each**: seeds move
 # the figure by about .01, and a claim needs several of them. The study that has them is
-# `python -m fsmde_jax.study --config=configs/study_demo.py`.
+# `python -m fsmde_jax.study --config=study_demo`.
 
 # %%
 supervised = f"{RUNS}/supervised"
-run(
-    f"fsmde_jax.main --config=configs/demo.py:supervised --workdir={supervised} "
-    f"{WORLD}{LABELS}{STEPS}"
-)
+run(f"fsmde_jax.main --config=demo:supervised --workdir={supervised} {WORLD}{LABELS}{STEPS}")
 found = {}
 for name in (supervised, distilled):
     methods = json.loads((root / name / "report" / "results.json").read_text())["methods"]
@@ -215,7 +221,7 @@ display(Markdown((exported / "README.md").read_text()))
 # The commands are the same with another config:
 #
 #     python -m fsmde_jax.prepare --dataset=ddad --source=ddad_train_val --data_dir=data
-#     python -m fsmde_jax.main --config=configs/ddad.py
+#     python -m fsmde_jax.main --config=ddad
 #
 # An own rig needs a folder of undistorted images, LiDAR and one `rig.json`;
 # `python -m fsmde_jax.prepare --dataset=rig --source=RIG --check` says what is wrong with it. The

@@ -3,6 +3,7 @@
 import os
 import pathlib
 import shutil
+import subprocess
 import sys
 
 import pytest
@@ -23,13 +24,21 @@ def test_the_notebook_is_its_text():
     )
 
 
+def test_it_says_how_to_install_where_nothing_is(tmp_path):
+    first = next(source for kind, source in cells(jupytext.read(NOTEBOOK)) if kind == "code")
+    command = [sys.executable, "-I", "-S", "-c", first]  # knows no installed package
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "fsmde_jax is not installed. Upload its wheel" in done.stderr
+
+
 def test_every_cell_runs(tmp_path, monkeypatch):
     nbclient = pytest.importorskip("nbclient")
     monkeypatch.setenv("FSMDE_SHORT", "1")
     # Ordinary runs, compiled quickly: on one device, as on a user's machine.
     quickly = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
     monkeypatch.setenv("XLA_FLAGS", quickly)
-    for name in ("configs", "fsmde_jax", "tfds_builders", "colab"):
+    for name in ("fsmde_jax", "tfds_builders", "colab"):
         shutil.copytree(ROOT / name, tmp_path / name)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *sys.path]))
     notebook = jupytext.read(tmp_path / "colab" / "fsmde_demo.ipynb")
