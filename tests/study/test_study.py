@@ -416,7 +416,7 @@ def test_a_run_from_before_a_key_was_added_counts(done, tmp_path):
         ("comparisons", (("vrkd", "ckd"),), r"config\.comparisons has \['ckd'\]"),
         ("baseline", "none", r"config\.baseline is 'none'; the arms are supervised, vrkd"),
         ("seeds", (1, 1), r"config\.seeds"),
-        ("test", "nowhere.py", r"config\.test is 'nowhere\.py': there is no such file"),
+        ("test", "nowhere.py", r"config\.test is 'nowhere\.py': there is no file nowhere\.py"),
     ],
 )
 def test_a_mistake_in_the_study_is_named(config, tmp_path, key, value, message):

@@ -224,7 +224,7 @@ def test_a_changed_scene_is_not_taken_for_the_prepared_one(root):
 
 def test_a_folder_without_rig_json_says_what_to_do(root):
     (root / "rig.json").unlink()
-    with pytest.raises(PrepareError, match=r"no rig\.json.*fsmde_jax\.data\.world"):
+    with pytest.raises(PrepareError, match=r"no rig\.json.*fsmde_jax\.world"):
         run(root)
 
 
